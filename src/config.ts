@@ -1,0 +1,167 @@
+import { readFileSync } from "node:fs";
+import { resolve } from "node:path";
+import { z } from "zod";
+import { fromDecimal, type Money, minorDigits } from "./money.ts";
+
+const onOff = z.enum(["on", "off"]).transform((value) => value === "on");
+const port = (fallback: number) => z.coerce.number().int().min(0).max(65_535).default(fallback);
+const whole = (fallback: number, min: number, max: number) => z.coerce.number().int().min(min).max(max).default(fallback);
+const gateway = z.enum(["sandbox-primary", "sandbox-backup"]);
+
+const currencies = z
+  .string()
+  .default("USD,EUR")
+  .transform((value) => value.split(",").map((code) => code.trim().toUpperCase()))
+  .refine((codes) => codes.every((code) => minorDigits(code) !== undefined), "has a code that is not an ISO 4217 currency");
+
+const postgresUrl = z
+  .url({ protocol: /^postgres(ql)?$/, error: "must look like postgres://user:password@host:5432/database" })
+  .optional();
+
+const amounts = z
+  .string()
+  .default("USD:10000.00,EUR:10000.00")
+  .transform((value, context): readonly Money[] => {
+    const pairs = value.split(",").map((pair) => pair.trim().split(":"));
+    try {
+      return pairs.map(([currency = "", amount = ""]) => fromDecimal(currency, amount));
+    } catch {
+      context.addIssue({ code: "custom", message: 'must look like "USD:10000.00,EUR:10000.00"' });
+      return z.NEVER;
+    }
+  });
+
+const secretKey = z
+  .string()
+  .transform((value) => Buffer.from(value, "base64"))
+  .refine((key) => key.length === 32, "must be 32 bytes in base64: make one with `openssl rand -base64 32`")
+  .optional();
+
+/** Every setting with what it is for: the README's table is made of this. The text is the field's `description`. */
+const settings = z.object({
+  NODE_ENV: z
+    .enum(["development", "production", "test"])
+    .default("development")
+    .describe("`production` turns reflection off"),
+  HOST: z.string().min(1).default("127.0.0.1").describe("Address to listen on; `0.0.0.0` for all"),
+  PORT: port(8080).describe("Port of the service; 0 takes a free one"),
+  PUBLIC_URL: z.url().optional().describe("Where clients reach the service. Default: `http(s)://localhost:PORT`"),
+  TLS_CERT: z.string().optional().describe("File with the PEM certificate chain; with `TLS_KEY` the port speaks TLS"),
+  TLS_KEY: z.string().optional().describe("File with the PEM private key"),
+  CORS_ORIGINS: z.string().optional().describe("Origins of browser pages that may call, comma-separated. Default: none"),
+  DATA_DIR: z.string().min(1).default(".tradepost").describe("Folder of the embedded database, the sandbox and keys"),
+  DATABASE_URL: postgresUrl.describe("PostgreSQL 15 or newer. Not set: an embedded PostgreSQL 18 is started"),
+  DATABASE_POOL_MAX: whole(8, 2, 100).describe("Most database connections of one process"),
+  DATABASE_PREPARED: onOff.prefault("on").describe("`off` for poolers that lose prepared statements"),
+  SECRET_KEY: secretKey.describe(
+    "32 bytes in base64 that encrypt signing keys and sign page tokens. Default: made once and kept in `DATA_DIR`",
+  ),
+  TOKEN_ISSUER: z.string().min(1).default("tradepost").describe("`iss` of access tokens"),
+  TOKEN_AUDIENCE: z.string().min(1).default("tradepost").describe("`aud` of access tokens"),
+  PASSWORD_HASH_MEMORY_KIB: whole(19_456, 19_456, 1_048_576).describe("Argon2id memory for one hash, KiB"),
+  PASSWORD_HASH_PASSES: whole(2, 2, 20).describe("Argon2id passes"),
+  PASSWORD_HASH_LANES: whole(2, 1, 3).describe("Hashes computed at once; more wait in a bounded queue"),
+  RESERVATION_MINUTES: whole(30, 1, 1440).describe("How long an order with `await_payment` holds its stock"),
+  SUPPORTED_CURRENCIES: currencies.describe("ISO 4217 codes that payments may use, comma-separated"),
+  MAX_PAYMENT_AMOUNT: amounts.describe("Largest payment of each currency"),
+  PAYMENT_GATEWAY_PRIMARY: gateway.default("sandbox-primary").describe("Gateway that is charged"),
+  SANDBOX_PORT: port(8081).describe("Port of the sandbox gateway, on loopback only"),
+  REFLECTION: onOff.optional().describe("gRPC server reflection. Default: `on`, `off` in production"),
+  LOG_LEVEL: z.enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"]).default("info").describe("Least level logged"),
+  LOG_FORMAT: z.enum(["json", "pretty"]).optional().describe("Default: `pretty` on a terminal, `json` elsewhere"),
+  DRAIN_SECONDS: whole(20, 0, 300).describe("How long calls in flight may take to end when the service stops"),
+});
+
+/** One row of the README's table. */
+export interface SettingDoc {
+  readonly name: string;
+  readonly fallback: string;
+  readonly description: string;
+}
+
+export type Config = Readonly<ReturnType<typeof derive>>;
+
+/** The settings as they were given are wrong. `message` names every faulty one, a line each. */
+export class ConfigError extends Error {
+  override readonly name = "ConfigError";
+}
+
+/**
+ * Reads and checks the settings.
+ * @throws ConfigError with every mistake at once.
+ */
+export function readConfig(env: Readonly<Record<string, string | undefined>> = process.env): Config {
+  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== undefined && value !== ""));
+  const parsed = settings.safeParse(given);
+  const mistakes = parsed.success ? [] : parsed.error.issues.map(({ path, message }) => `${path.join(".")}: ${message}`);
+  mistakes.push(...contradictions(given));
+  if (!parsed.success || mistakes.length > 0) throw new ConfigError(mistakes.join("\n"));
+  return Object.freeze(derive(parsed.data));
+}
+
+/** Faults of settings that are right by themselves. */
+function contradictions(given: Readonly<Record<string, unknown>>): string[] {
+  const mistakes: string[] = [];
+  if ((given["TLS_CERT"] === undefined) !== (given["TLS_KEY"] === undefined)) {
+    mistakes.push("TLS_CERT and TLS_KEY: set both or neither");
+  }
+  return mistakes;
+}
+
+function derive(set: z.output<typeof settings>) {
+  const tls = set.TLS_CERT !== undefined && set.TLS_KEY !== undefined
+    ? { cert: readPem("TLS_CERT", set.TLS_CERT), key: readPem("TLS_KEY", set.TLS_KEY) }
+    : undefined;
+  const production = set.NODE_ENV === "production";
+  return {
+    production,
+    host: set.HOST,
+    port: set.PORT,
+    publicUrl: set.PUBLIC_URL,
+    tls,
+    corsOrigins: set.CORS_ORIGINS?.split(",").map((origin) => origin.trim()) ?? [],
+    dataDir: resolve(set.DATA_DIR),
+    database: { url: set.DATABASE_URL, poolMax: set.DATABASE_POOL_MAX, prepared: set.DATABASE_PREPARED },
+    secretKey: set.SECRET_KEY,
+    tokens: { issuer: set.TOKEN_ISSUER, audience: set.TOKEN_AUDIENCE },
+    passwords: {
+      memoryKib: set.PASSWORD_HASH_MEMORY_KIB,
+      passes: set.PASSWORD_HASH_PASSES,
+      lanes: set.PASSWORD_HASH_LANES,
+    },
+    orders: { reservationMinutes: set.RESERVATION_MINUTES },
+    payments: {
+      currencies: set.SUPPORTED_CURRENCIES,
+      maxAmounts: set.MAX_PAYMENT_AMOUNT,
+      primary: set.PAYMENT_GATEWAY_PRIMARY,
+      sandboxPort: set.SANDBOX_PORT,
+    },
+    reflection: set.REFLECTION ?? !production,
+    log: { level: set.LOG_LEVEL, format: set.LOG_FORMAT },
+    drainMs: set.DRAIN_SECONDS * 1000,
+  };
+}
+
+function readPem(setting: string, file: string): string {
+  try {
+    return readFileSync(file, "utf8");
+  } catch (error) {
+    throw new ConfigError(`${setting}: cannot read ${file}: ${(error as Error).message}`, { cause: error });
+  }
+}
+
+/** Every setting, for the README and for people. */
+export function settingDocs(): SettingDoc[] {
+  const defaults: Record<string, unknown> = settings.parse({});
+  return Object.entries(settings.shape).map(([name, schema]) => ({
+    name,
+    fallback: writeDefault(schema, defaults[name]),
+    description: schema.description ?? "",
+  }));
+}
+
+function writeDefault(schema: z.ZodType, value: unknown): string {
+  if (value === undefined) return "";
+  const inner = (schema as unknown as { def: { defaultValue?: unknown; in?: { def: { defaultValue?: unknown } } } }).def;
+  return String(inner.defaultValue ?? inner.in?.def.defaultValue ?? value);
+}

@@ -1,0 +1,77 @@
+-- Accounts, their sessions and addresses, and the keys that sign access tokens.
+-- Instants are timestamptz(3) and come from the application's clock: JavaScript dates have milliseconds, and a keyset
+-- page over microseconds would skip rows.
+
+CREATE TABLE users (
+  id              uuid PRIMARY KEY,
+  email           text NOT NULL CONSTRAINT users_email_length CHECK (char_length(email) BETWEEN 3 AND 254),
+  password_hash   text NOT NULL,
+  first_name      text NOT NULL CHECK (char_length(first_name) BETWEEN 2 AND 100),
+  last_name       text NOT NULL CHECK (char_length(last_name) BETWEEN 2 AND 100),
+  phone           text NOT NULL DEFAULT '' CHECK (char_length(phone) <= 32),
+  date_of_birth   date NOT NULL,
+  role            text NOT NULL DEFAULT 'USER' CHECK (role IN ('USER', 'MODERATOR', 'ADMIN')),
+  bio             text NOT NULL DEFAULT '' CHECK (char_length(bio) <= 500),
+  newsletter      boolean NOT NULL DEFAULT true,
+  notifications   boolean NOT NULL DEFAULT true,
+  avatar_file     text NOT NULL DEFAULT '',
+  email_verified  boolean NOT NULL DEFAULT false,
+  create_time     timestamptz(3) NOT NULL,
+  update_time     timestamptz(3) NOT NULL,
+  last_login_time timestamptz(3),
+  delete_time     timestamptz(3),
+  version         integer NOT NULL DEFAULT 1,
+  CONSTRAINT users_email_key UNIQUE (email)
+);
+COMMENT ON TABLE users IS 'One row an account, deleted ones included: their email stays taken.';
+COMMENT ON COLUMN users.email IS 'Normalised: trimmed, NFKC, lower case.';
+COMMENT ON COLUMN users.password_hash IS 'Argon2id in PHC string format.';
+COMMENT ON COLUMN users.version IS 'Grows with every update by a person; the etag.';
+
+CREATE TABLE sessions (
+  id             uuid PRIMARY KEY,
+  user_id        uuid NOT NULL REFERENCES users,
+  create_time    timestamptz(3) NOT NULL,
+  last_use_time  timestamptz(3) NOT NULL,
+  expire_time    timestamptz(3) NOT NULL,
+  client_address text NOT NULL DEFAULT '',
+  user_agent     text NOT NULL DEFAULT '' CHECK (char_length(user_agent) <= 256)
+);
+COMMENT ON TABLE sessions IS 'One row a login; the `sid` of its access tokens.';
+CREATE INDEX sessions_user ON sessions (user_id, id);
+
+CREATE TABLE refresh_tokens (
+  token_hash  bytea PRIMARY KEY CHECK (octet_length(token_hash) = 32),
+  session_id  uuid NOT NULL REFERENCES sessions ON DELETE CASCADE,
+  create_time timestamptz(3) NOT NULL,
+  expire_time timestamptz(3) NOT NULL
+);
+COMMENT ON TABLE refresh_tokens IS 'SHA-256 of each refresh token that was given out; the tokens themselves are not kept.';
+CREATE INDEX refresh_tokens_session ON refresh_tokens (session_id);
+
+CREATE TABLE signing_keys (
+  id          text PRIMARY KEY,
+  public_key  jsonb NOT NULL,
+  private_key bytea NOT NULL,
+  create_time timestamptz(3) NOT NULL
+);
+COMMENT ON TABLE signing_keys IS 'Ed25519 keys of access tokens; the newest one signs, all are published.';
+COMMENT ON COLUMN signing_keys.id IS 'The `kid`: RFC 7638 thumbprint of the public key.';
+COMMENT ON COLUMN signing_keys.private_key IS 'PKCS #8, encrypted with AES-256-GCM under the setting SECRET_KEY: nonce (12 bytes), tag (16), ciphertext.';
+
+CREATE TABLE addresses (
+  id          uuid PRIMARY KEY,
+  user_id     uuid NOT NULL REFERENCES users,
+  street      text NOT NULL CHECK (char_length(street) BETWEEN 1 AND 200),
+  city        text NOT NULL CHECK (char_length(city) BETWEEN 1 AND 100),
+  state       text NOT NULL CHECK (char_length(state) BETWEEN 1 AND 100),
+  postal_code text NOT NULL CHECK (char_length(postal_code) BETWEEN 1 AND 20),
+  country     text NOT NULL CHECK (country ~ '^[A-Z]{2}$'),
+  is_primary  boolean NOT NULL,
+  create_time timestamptz(3) NOT NULL,
+  delete_time timestamptz(3),
+  CONSTRAINT addresses_deleted_not_primary CHECK (delete_time IS NULL OR NOT is_primary)
+);
+COMMENT ON TABLE addresses IS 'Postal addresses; removed ones are hidden by delete_time, since orders refer to them.';
+CREATE UNIQUE INDEX addresses_one_primary ON addresses (user_id) WHERE is_primary;
+CREATE INDEX addresses_user ON addresses (user_id, id) WHERE delete_time IS NULL;

@@ -1,0 +1,71 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { timestampFromDate } from "@bufbuild/protobuf/wkt";
+import type { ServiceImpl } from "@connectrpc/connect";
+import { v7 as uuidv7 } from "uuid";
+import { type CatalogService, CreateProductRequestSchema } from "../../gen/tradepost/order/v1/catalog_service_pb.js";
+import type { ProductSchema } from "../../gen/tradepost/order/v1/product_pb.js";
+import { callerOf, callOf } from "../call.ts";
+import { pageOf, readPage } from "../db/page.ts";
+import type { Deps } from "../deps.ts";
+import { DomainError, notFound } from "../errors.ts";
+import { fromMoneyMessage, toMoneyMessage } from "../money.ts";
+import { requestRule, required } from "../request-rules.ts";
+import { type Product, priceFaults } from "./product.ts";
+
+export const catalogRules = [
+  requestRule(CreateProductRequestSchema, ({ product }) =>
+    product === undefined
+      ? []
+      : [...required("product.name", "Name", product.name), ...priceFaults("product.price", product.price)],
+  ),
+];
+
+export function catalogService({ catalog, clock, pageTokens }: Deps): Partial<ServiceImpl<typeof CatalogService>> {
+  return {
+    async createProduct({ product: given }, context) {
+      const now = clock.now();
+      const product: Product = {
+        id: uuidv7(),
+        name: given?.name ?? "",
+        description: given?.description ?? "",
+        price: fromMoneyMessage(given?.price ?? { currencyCode: "", units: 0n, nanos: 0 }),
+        stockQuantity: given?.stockQuantity ?? 0,
+        active: given?.active ?? true,
+        createTime: now,
+        updateTime: now,
+        version: 1,
+      };
+      await catalog.createProduct(product, callerOf(context).userId);
+      return { product: toProductMessage(product) };
+    },
+
+    async getProduct({ productId }, context) {
+      const product = await catalog.findProduct(productId);
+      const visible = product?.active === true || callOf(context).caller?.role === "ADMIN";
+      if (product === undefined || !visible) throw notFound("Product", productId);
+      return { product: toProductMessage(product) };
+    },
+
+    async listProducts(request, context) {
+      const { nameContains, showInactive } = request;
+      if (showInactive && callOf(context).caller?.role !== "ADMIN") {
+        throw new DomainError("forbidden", "ADMIN_REQUIRED", "Only an admin may list inactive products");
+      }
+      const page = readPage(pageTokens, request, ["ListProducts", nameContains, showInactive]);
+      const rows = await catalog.listProducts({ nameContains, showInactive }, page.limit, page.after?.[0]);
+      const { items, nextPageToken } = pageOf(page, rows, ({ id }) => [id]);
+      return { products: items.map(toProductMessage), nextPageToken };
+    },
+  };
+}
+
+function toProductMessage(product: Product): MessageInitShape<typeof ProductSchema> {
+  const { price, createTime, updateTime, version, ...rest } = product;
+  return {
+    ...rest,
+    price: toMoneyMessage(price),
+    createTime: timestampFromDate(createTime),
+    updateTime: timestampFromDate(updateTime),
+    etag: String(version),
+  };
+}

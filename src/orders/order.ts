@@ -1,0 +1,89 @@
+import { createHash } from "node:crypto";
+import type { FieldViolation } from "../errors.ts";
+import type { Money } from "../money.ts";
+
+export type OrderStatus = "PENDING" | "CONFIRMED" | "SHIPPED" | "DELIVERED" | "CANCELLED" | "RETURNED";
+export type OrderPaymentState = "UNPAID" | "PENDING" | "PAID" | "REFUNDED";
+
+export interface OrderItem {
+  readonly id: string;
+  readonly productId: string;
+  /** As it was when the order was placed. */
+  readonly productName: string;
+  readonly quantity: number;
+  /** As it was when the order was placed. */
+  readonly unitPrice: Money;
+}
+
+/** Where the goods go, as the address was when the order was placed. */
+export interface ShippingAddress {
+  readonly street: string;
+  readonly city: string;
+  readonly state: string;
+  readonly postalCode: string;
+  readonly country: string;
+}
+
+export interface Order {
+  readonly id: string;
+  readonly customerId: string;
+  readonly status: OrderStatus;
+  readonly paymentState: OrderPaymentState;
+  readonly items: readonly OrderItem[];
+  readonly totalAmount: Money;
+  readonly shippingAddressId: string | null;
+  readonly shippingAddress: ShippingAddress | null;
+  readonly expireTime: Date | null;
+  readonly notes: string;
+  readonly trackingNumber: string;
+  readonly orderTime: Date;
+  readonly updateTime: Date;
+  readonly version: number;
+}
+
+export interface OrderLine {
+  readonly productId: string;
+  readonly quantity: number;
+}
+
+/** An order as it is asked for; prices, names and the address come from the database. */
+export interface NewOrder {
+  readonly id: string;
+  readonly customerId: string;
+  /** Who calls: `requestId` is unique for each caller. */
+  readonly createdBy: string;
+  readonly requestId: string;
+  readonly requestHash: Buffer;
+  /** Each product once. */
+  readonly lines: readonly (OrderLine & { readonly id: string })[];
+  readonly shippingAddressId: string | null;
+  readonly notes: string;
+  readonly status: "PENDING" | "CONFIRMED";
+  readonly expireTime: Date | null;
+  readonly orderTime: Date;
+}
+
+export const MAX_LINE_QUANTITY = 10_000;
+
+/** One line a product, in the order in which the products first came. */
+export function mergeLines(lines: readonly OrderLine[]): OrderLine[] {
+  const quantities = new Map<string, number>();
+  for (const { productId, quantity } of lines) quantities.set(productId, (quantities.get(productId) ?? 0) + quantity);
+  return [...quantities].map(([productId, quantity]) => ({ productId, quantity }));
+}
+
+/** Faults of the lines together; each line by itself is checked by the schema. */
+export function lineFaults(lines: readonly OrderLine[]): FieldViolation[] {
+  return mergeLines(lines)
+    .filter(({ quantity }) => quantity > MAX_LINE_QUANTITY)
+    .map(({ productId, quantity }) => ({
+      field: "items",
+      reason: "QUANTITY_TOO_LARGE",
+      description: `The lines of product ${productId} ask for ${quantity} together; at most ${MAX_LINE_QUANTITY} can be ordered`,
+    }));
+}
+
+/** Tells a repeated request from another one under the same id. */
+export function requestHash(request: object): Buffer {
+  return createHash("sha256").update(JSON.stringify(request)).digest();
+}

@@ -1,0 +1,50 @@
+import { v7 as uuidv7 } from "uuid";
+import type { Role } from "../call.ts";
+import type { Clock } from "../deps.ts";
+import type { Passwords } from "./passwords.ts";
+import type { UserStore } from "./store.ts";
+import { normaliseEmail, type User } from "./user.ts";
+
+export interface Registration {
+  readonly email: string;
+  readonly password: string;
+  readonly firstName: string;
+  readonly lastName: string;
+  /** YYYY-MM-DD */
+  readonly dateOfBirth: string;
+}
+
+/**
+ * Makes an account. The password is hashed before the email is looked at, so that the time taken says nothing of it.
+ * @throws DomainError EMAIL_TAKEN, OVERLOADED
+ */
+export async function register(
+  { users, passwords, clock }: { users: UserStore; passwords: Passwords; clock: Clock },
+  { email, password, firstName, lastName, dateOfBirth }: Registration,
+  role: Role = "USER",
+): Promise<User> {
+  const passwordHash = await passwords.hash(password);
+  const now = clock.now();
+  const user: User = {
+    id: uuidv7(),
+    email: normaliseEmail(email),
+    passwordHash,
+    firstName,
+    lastName,
+    phone: "",
+    dateOfBirth,
+    role,
+    bio: "",
+    newsletter: true,
+    notifications: true,
+    avatarFile: "",
+    emailVerified: false,
+    createTime: now,
+    updateTime: now,
+    lastLoginTime: null,
+    deleteTime: null,
+    version: 1,
+  };
+  await users.createUser(user);
+  return user;
+}
