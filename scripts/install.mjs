@@ -13,7 +13,7 @@ const progressIntervalMs = 5_000;
 const npmGraceMs = 10_000;
 
 /** An install that cannot be done; the message says why and what to do. */
-export class InstallError extends Error {
+class InstallError extends Error {
   name = "InstallError";
 }
 
@@ -48,7 +48,7 @@ function isNeeded(entry) {
  *
  * @returns {string[]} empty where the install is complete
  */
-export function missingPackages(root) {
+function missingPackages(root) {
   const wanted = readPackages(path.join(root, "package-lock.json"));
   if (wanted === undefined) throw new InstallError(`${root} has no readable package-lock.json; check it out again.`);
   const found = readPackages(path.join(root, "node_modules", ".package-lock.json")) ?? {};

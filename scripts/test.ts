@@ -66,7 +66,9 @@ function orderedFiles({ files, seed }: Options): readonly string[] {
 /** Runs Mocha; undefined where it ended without counting, which a crash or an unknown option does. */
 async function runMocha(options: Options): Promise<{ tally: Tally | undefined; passed: boolean }> {
   const isCi = process.env["CI"] !== undefined && process.env["CI"] !== "false";
-  const args = [...(isCi ? ["--forbid-only"] : []), ...options.mochaArgs, ...orderedFiles(options)];
+  // Mocha colours its output wherever CI is set, also in a file.
+  const colour = process.stdout.isTTY ? [] : ["--no-color"];
+  const args = [...(isCi ? ["--forbid-only"] : []), ...colour, ...options.mochaArgs, ...orderedFiles(options)];
   print(`Mocha ${args.join(" ")}`.trimEnd());
   const step: Step = { title: "Mocha", command: ["mocha", ...args], timeoutMs: mochaTimeoutMs };
   const { passed, durationMs, messages } = await runStep(step, { live: true });

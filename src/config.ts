@@ -94,7 +94,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>> = p
   const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== undefined && value !== ""));
   const parsed = settings.safeParse(given);
   const mistakes = parsed.success ? [] : parsed.error.issues.map(({ path, message }) => `${path.join(".")}: ${message}`);
-  mistakes.push(...contradictions(given));
+  mistakes.push(...contradictions(given), ...(parsed.success ? missingLimits(parsed.data) : []));
   if (!parsed.success || mistakes.length > 0) throw new ConfigError(mistakes.join("\n"));
   return Object.freeze(derive(parsed.data));
 }
@@ -106,6 +106,12 @@ function contradictions(given: Readonly<Record<string, unknown>>): string[] {
     mistakes.push("TLS_CERT and TLS_KEY: set both or neither");
   }
   return mistakes;
+}
+
+function missingLimits({ SUPPORTED_CURRENCIES, MAX_PAYMENT_AMOUNT }: z.output<typeof settings>): string[] {
+  return SUPPORTED_CURRENCIES.filter((code) => !MAX_PAYMENT_AMOUNT.some(({ currency }) => currency === code)).map(
+    (code) => `MAX_PAYMENT_AMOUNT: has no amount for ${code}`,
+  );
 }
 
 function derive(set: z.output<typeof settings>) {

@@ -109,7 +109,8 @@ class LoginSession implements Session {
       try {
         return await this.#refresh(grant.refreshToken);
       } catch (error) {
-        const isRefused = ConnectError.from(error).code === Code.Unauthenticated;
+        const { code } = ConnectError.from(error);
+        const isRefused = code === Code.Unauthenticated || code === Code.Unimplemented;
         // A server that cannot answer now is no reason to give up a token that is still good.
         if (!isRefused && performance.now() < grant.expireAtMs) return grant.accessToken;
         if (!isRefused) throw error;

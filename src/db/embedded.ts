@@ -387,8 +387,8 @@ async function homeOfOurs(base: string, binaries: Binaries): Promise<Home> {
 
 async function takeHome(identity: Identity, base: string, binaries: Binaries, versionOutput: string): Promise<Home> {
   const data = join(base, "data");
-  if (identity.kind === "namespace") await giveTree(data, 0, 0);
-  if (identity.kind === "account") await giveTree(data, identity.uid, identity.gid);
+  if (identity.kind === "namespace") await giveData(data, 0, 0);
+  if (identity.kind === "account") await giveData(data, identity.uid, identity.gid);
   return { identity, base, data, binaries, version: /\) (\d+)/.exec(versionOutput)?.[1] ?? "" };
 }
 
@@ -403,13 +403,24 @@ async function unprivilegedAccount(): Promise<{ uid: number; gid: number }> {
   return { uid, gid };
 }
 
-/** Changes owners from the leaves up, so that the folder itself changes last and tells whether all of it has. */
+/** Gives the data to their new user, unless they are that user's already. */
+async function giveData(data: string, uid: number, gid: number): Promise<void> {
+  const found = await statIfPresent(data);
+  // A start that was killed half way leaves this mark, and the folder's own owner then says nothing about the rest.
+  const mark = `${data}-changes-owner`;
+  const isHalfDone = (await statIfPresent(mark)) !== undefined;
+  if (found === undefined || (found.uid === uid && found.gid === gid && !isHalfDone)) return;
+  await writeDurably(mark, "");
+  await giveTree(data, uid, gid);
+  await rm(mark);
+}
+
 async function giveTree(path: string, uid: number, gid: number): Promise<void> {
-  const found = await statIfPresent(path);
-  if (found === undefined || (found.uid === uid && found.gid === gid)) return;
+  const found = await lstat(path);
   if (found.isDirectory()) {
     for (const name of await readdir(path)) await giveTree(join(path, name), uid, gid);
   }
+  if (found.uid === uid && found.gid === gid) return;
   // A second name of a file may be a file that somebody else wants us, who are root, to give away.
   if (found.isFile() && found.nlink > 1) throw new EmbeddedPostgresError(`${path} has a second hard link. Remove one.`);
   await lchown(path, uid, gid);

@@ -44,7 +44,8 @@ export function paymentService(deps: Deps): Partial<ServiceImpl<typeof PaymentSe
     async getPayment({ paymentId }, context) {
       const { userId, role } = callerOf(context);
       const payment = await deps.payments.find(paymentId);
-      if (payment === undefined || (payment.customerId !== userId && role !== "ADMIN")) throw notFound("Payment", paymentId);
+      if (payment === undefined || (payment.customerId !== userId && role !== "ADMIN"))
+        throw notFound("Payment", paymentId);
       return { payment: toPaymentMessage(payment) };
     },
   };

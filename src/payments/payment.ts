@@ -1,12 +1,5 @@
 import type { FieldViolation } from "../errors.ts";
-import {
-  formatMoney,
-  fromMoneyMessage,
-  isCanonicalMoney,
-  isWholeMinor,
-  type Money,
-  minorDigits,
-} from "../money.ts";
+import { formatMoney, fromMoneyMessage, isCanonicalMoney, isWholeMinor, type Money, minorDigits } from "../money.ts";
 import type { GatewayName } from "./gateways/gateway.ts";
 
 export type PaymentStatus = "PENDING" | "COMPLETED" | "FAILED" | "FRAUD_DETECTED";
@@ -65,11 +58,15 @@ export interface PaymentLimits {
 type MoneyMessage = Parameters<typeof fromMoneyMessage>[0];
 
 /** Faults of an amount to pay: positive, at most the limit, in whole minor units of a supported currency. */
-export function amountFaults(amount: MoneyMessage | undefined, { currencies, maxAmounts }: PaymentLimits): FieldViolation[] {
+export function amountFaults(
+  amount: MoneyMessage | undefined,
+  { currencies, maxAmounts }: PaymentLimits,
+): FieldViolation[] {
   const fault = (reason: string, description: string) => [{ field: "amount", reason, description }];
   // An absent amount is the schema's fault to find.
   if (amount === undefined) return [];
-  if (!isCanonicalMoney(amount)) return fault("AMOUNT_MALFORMED", "Amount must have units and nanos of one sign, nanos below 1e9");
+  if (!isCanonicalMoney(amount))
+    return fault("AMOUNT_MALFORMED", "Amount must have units and nanos of one sign, nanos below 1e9");
   const money = fromMoneyMessage(amount);
   if (money.nanos <= 0n) return fault("AMOUNT_NOT_POSITIVE", "Amount must be positive");
   if (!currencies.includes(money.currency)) {
@@ -77,7 +74,10 @@ export function amountFaults(amount: MoneyMessage | undefined, { currencies, max
     return fault("CURRENCY_UNSUPPORTED", description);
   }
   if (!isWholeMinor(money)) {
-    return fault("AMOUNT_TOO_FINE", `Amount ${formatMoney(money)} must have at most ${minorDigits(money.currency)} decimals`);
+    return fault(
+      "AMOUNT_TOO_FINE",
+      `Amount ${formatMoney(money)} must have at most ${minorDigits(money.currency)} decimals`,
+    );
   }
   const max = maxAmounts.find(({ currency }) => currency === money.currency);
   if (max !== undefined && money.nanos > max.nanos) {

@@ -74,7 +74,12 @@ export async function processPayment(
   return attempt === undefined ? payment : carryOut(deps, payment, attempt, deadline);
 }
 
-async function carryOut(deps: ProcessPaymentDeps, payment: Payment, attempt: Attempt, deadline: number): Promise<Payment> {
+async function carryOut(
+  deps: ProcessPaymentDeps,
+  payment: Payment,
+  attempt: Attempt,
+  deadline: number,
+): Promise<Payment> {
   const { payments, fraud, clock, log } = deps;
   const { riskLevel, riskFactors } = await fraud.check(payment);
   if (riskLevel === "HIGH") {
@@ -126,7 +131,12 @@ const STOPPED: Settlement = {
 function fromResult(result: Captured | Declined, asked: GatewayMoney): Settlement | undefined {
   if (result.outcome === "declined") {
     const { reason, responseCode } = result;
-    return { ...NOTHING, attemptState: "DECLINED", gatewayResponseCode: responseCode, failureReason: `Payment declined: ${reason}` };
+    return {
+      ...NOTHING,
+      attemptState: "DECLINED",
+      gatewayResponseCode: responseCode,
+      failureReason: `Payment declined: ${reason}`,
+    };
   }
   const { captured, transactionId, responseCode } = result;
   if (captured.currency !== asked.currency || captured.minor !== asked.minor) return undefined;
@@ -147,5 +157,7 @@ function fromProof(answer: Exclude<ChargeAnswer, { kind: "executed" }>, fresh: b
 
 function failureOf(answer: ChargeAnswer): string {
   if (answer.kind === "unknown" && answer.cause === "timeout") return "Gateway timeout";
-  return answer.kind === "not_executed" || answer.kind === "unknown" ? `Gateway error: ${answer.cause}` : "Gateway error";
+  return answer.kind === "not_executed" || answer.kind === "unknown"
+    ? `Gateway error: ${answer.cause}`
+    : "Gateway error";
 }

@@ -67,18 +67,24 @@ export class PaymentStore {
    */
   async record(payment: NewPayment, attempt: Attempt, leaseExpireTime: Date): Promise<Recorded> {
     const rerunOn = ["payments_request_key"];
-    return inTransaction(this.#db, async (transaction) => {
-      // The look comes after the lock: a twin of this request that had the order first is committed and seen by now.
-      const order = payment.orderId === null ? undefined : await this.#orders.lockForPayment(payment.orderId, transaction);
-      const known = await this.#findByRequest(payment, transaction);
-      if (known !== undefined) return this.#takeOver(known, payment, leaseExpireTime, transaction);
+    return inTransaction(
+      this.#db,
+      async (transaction) => {
+        // The look comes after the lock: a twin of this request that had the order first is committed and seen by now.
+        const order =
+          payment.orderId === null ? undefined : await this.#orders.lockForPayment(payment.orderId, transaction);
+        const known = await this.#findByRequest(payment, transaction);
+        if (known !== undefined) return this.#takeOver(known, payment, leaseExpireTime, transaction);
 
-      if (payment.orderId !== null) requirePayable(order, payment);
-      await this.#requireActive(payment.customerId, transaction);
-      await this.#insert(payment, attempt, leaseExpireTime, transaction);
-      if (order !== undefined) await this.#orders.setPaymentState(order.id, "PENDING", payment.createTime, transaction);
-      return { payment: toNewPayment(payment), attempt };
-    }, { rerunOn });
+        if (payment.orderId !== null) requirePayable(order, payment);
+        await this.#requireActive(payment.customerId, transaction);
+        await this.#insert(payment, attempt, leaseExpireTime, transaction);
+        if (order !== undefined)
+          await this.#orders.setPaymentState(order.id, "PENDING", payment.createTime, transaction);
+        return { payment: toNewPayment(payment), attempt };
+      },
+      { rerunOn },
+    );
   }
 
   /**
@@ -132,7 +138,10 @@ export class PaymentStore {
     return row === undefined ? this.#findIn(id) : toPayment(row);
   }
 
-  async #findByRequest({ createdBy, requestId }: NewPayment, transaction: Transaction): Promise<PaymentRow | undefined> {
+  async #findByRequest(
+    { createdBy, requestId }: NewPayment,
+    transaction: Transaction,
+  ): Promise<PaymentRow | undefined> {
     const [row] = await this.#db.query<PaymentRow>(
       {
         name: "find-payment-by-request",
@@ -144,7 +153,12 @@ export class PaymentStore {
     return row;
   }
 
-  async #takeOver(row: PaymentRow, asked: NewPayment, leaseExpireTime: Date, transaction: Transaction): Promise<Recorded> {
+  async #takeOver(
+    row: PaymentRow,
+    asked: NewPayment,
+    leaseExpireTime: Date,
+    transaction: Transaction,
+  ): Promise<Recorded> {
     if (!row.request_hash.equals(asked.requestHash)) throw requestIdReused(asked.requestId);
     const payment = toPayment(row);
     if (payment.status !== "PENDING") return { payment };

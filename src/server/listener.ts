@@ -42,7 +42,7 @@ export interface ListenerOptions {
   readonly limits?: Partial<Limits> | undefined;
   /** Which web pages may call the server. None, if not set. */
   readonly cors?: CorsOptions | undefined;
-  /** Further options of Connect's router, such as `jsonOptions`. */
+  /** Further options of Connect's router, such as `jsonOptions`. Its sizes win over those of `limits`. */
   readonly connect?: ConnectRouterOptions | undefined;
 }
 
@@ -112,7 +112,7 @@ class Front implements Listener {
 
   constructor(options: ListenerOptions) {
     this.#options = options;
-    this.#limits = { ...defaultLimits, ...options.limits };
+    this.#limits = effectiveLimits(options);
     this.#log = options.log;
     this.#dispatcher = new Dispatcher({
       log: options.log,
@@ -180,11 +180,11 @@ class Front implements Listener {
     const { connect, interceptors } = this.#options;
     return {
       acceptCompression: [createGzip()],
+      shutdownSignal: this.#shutdown.signal,
+      ...connect,
       readMaxBytes: this.#limits.readMaxBytes,
       writeMaxBytes: this.#limits.sendMaxBytes,
       compressMinBytes: this.#limits.compressMinBytes,
-      shutdownSignal: this.#shutdown.signal,
-      ...connect,
       interceptors: [...(interceptors ?? []), ...(connect?.interceptors ?? [])],
     };
   }
@@ -274,7 +274,7 @@ class Front implements Listener {
     const now = performance.now();
     this.#dispatcher.sweep(now);
     for (const connection of this.#connections.values()) {
-      connection.sweep(now, this.#limits.firstBytesTimeoutMs, this.#limits.idleTimeoutMs);
+      connection.sweep(now, this.#limits);
     }
     if (this.#dropped > 0) {
       const limit = this.#limits.connections;
@@ -319,6 +319,16 @@ class Front implements Listener {
     }
     await within(emptied, destroyTimeoutMs);
   }
+}
+
+function effectiveLimits({ limits, connect }: ListenerOptions): Limits {
+  const chosen = { ...defaultLimits, ...limits };
+  return {
+    ...chosen,
+    readMaxBytes: connect?.readMaxBytes ?? chosen.readMaxBytes,
+    sendMaxBytes: connect?.writeMaxBytes ?? chosen.sendMaxBytes,
+    compressMinBytes: connect?.compressMinBytes ?? chosen.compressMinBytes,
+  };
 }
 
 function peerOf(socket: Socket): string {

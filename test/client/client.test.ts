@@ -131,16 +131,18 @@ describe("the client", () => {
       expect(server.calls).to.be.at.most(21);
     });
 
-    it("logs in again when refreshing is refused", async () => {
-      const { catalog } = open({ login });
-      await catalog.getProduct({ productId: "p" });
-      server.revokeTokens();
-      server.onRefresh = () => {
-        throw refusal(Code.Unauthenticated, "TOKEN_INVALID");
-      };
-      await catalog.getProduct({ productId: "p" });
-      expect(server).to.include({ logins: 2, refreshes: 1 });
-    });
+    for (const code of [Code.Unauthenticated, Code.Unimplemented]) {
+      it(`logs in again when refreshing is answered with ${Code[code]}`, async () => {
+        const { catalog } = open({ login });
+        await catalog.getProduct({ productId: "p" });
+        server.revokeTokens();
+        server.onRefresh = () => {
+          throw refusal(code, "TOKEN_INVALID");
+        };
+        await catalog.getProduct({ productId: "p" });
+        expect(server).to.include({ logins: 2, refreshes: 1 });
+      });
+    }
 
     it("gives up, never loops, when even new tokens are refused", async () => {
       server.onCall = () => server.revokeTokens();

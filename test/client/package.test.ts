@@ -5,6 +5,8 @@ import path from "node:path";
 import process from "node:process";
 import { promisify } from "node:util";
 import { expect } from "chai";
+import { newCustomer, PASSWORD } from "../support/factories.ts";
+import { useServer } from "../support/server.ts";
 
 const run = promisify(execFile);
 const root = path.resolve(import.meta.dirname, "../..");
@@ -33,6 +35,20 @@ console.log(JSON.stringify({
   reason: reasonOf(failure) ?? null,
   core: typeof createClients,
 }));
+`;
+
+const callingProgram = `
+import { createTradepost, reasonOf } from "tradepost/client";
+import { Role } from "tradepost/user/v1/user_pb";
+
+const [baseUrl, email, password] = process.argv.slice(2);
+for (const way of [{}, { httpVersion: "2" }, { protocol: "grpc" }, { protocol: "grpc-web" }]) {
+  const tradepost = createTradepost({ baseUrl, login: { email, password }, ...way });
+  const { user } = await tradepost.users.getProfile({});
+  const failure = await tradepost.orders.getOrder({ orderId: "none" }).catch((error) => error);
+  console.log(user.email === email, Role[user.role], reasonOf(failure));
+  tradepost.close();
+}
 `;
 
 const commonJsProgram = `
@@ -157,6 +173,7 @@ function writeTsConfig(
 
 describe("the published package", function () {
   this.timeout(hookTimeoutMs);
+  const server = useServer();
   let folder: string;
   let project: string;
   let packed: string[];
@@ -199,6 +216,13 @@ describe("the published package", function () {
       reason: null,
       core: "function",
     });
+  });
+
+  it("calls the real server over every protocol, logging in by itself", async () => {
+    writeFileSync(path.join(project, "calling.js"), callingProgram);
+    const { email } = await newCustomer(server);
+    const lines = await output(project, process.execPath, "calling.js", server.url, email, PASSWORD);
+    expect(lines.trimEnd().split("\n")).to.deep.equal(Array(4).fill("true USER FIELD_INVALID"));
   });
 
   it("can be required from CommonJS", async () => {

@@ -443,6 +443,17 @@ describe("startEmbedded", function () {
       expect(await query(server.url, `SELECT count(*)::int FROM t WHERE n = ${value}`)).to.deep.equal([{ count: 4 }]);
     });
 
+    it("finds data again that were being given to the other identity when the process was killed", async () => {
+      await copyTemplate();
+      await (await start({ asRoot: "account" })).stop();
+      // What a kill leaves: the folder still belongs to its old user, a file in it to the new one, and the mark stands.
+      await chown(join(dataDir, "data", "PG_VERSION"), 0, 0);
+      await writeFile(join(dataDir, "data-changes-owner"), "");
+      const server = await start({ asRoot: "account" });
+      expect(await query(server.url, "SELECT 1 AS one")).to.deep.equal([{ one: 1 }]);
+      expect(await readdir(dataDir)).to.not.include("data-changes-owner");
+    });
+
     it("runs in a folder that others cannot enter, where user namespaces are allowed", async function () {
       if (!(await canUnshare())) this.skip();
       await chmod(dir, 0o700);

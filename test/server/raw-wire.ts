@@ -87,24 +87,39 @@ export interface RawOptions {
   readonly end?: boolean;
   /** How long to listen for an answer before giving up (milliseconds). */
   readonly listenMs?: number;
+  /** How much longer to listen once everything is written and an answer has begun (milliseconds). */
+  readonly settleMs?: number;
 }
 
 /** Connects, writes `bytes` and collects what comes back until the server closes or the time is up. Never rejects. */
 export function sendRaw(port: number, bytes: Uint8Array, options: RawOptions = {}): Promise<RawAnswer> {
   return new Promise((resolve) => {
     const chunks: Buffer[] = [];
+    let written = false;
+    let settling: NodeJS.Timeout | undefined;
     const socket = net.connect({ host: "127.0.0.1", port, noDelay: true });
     const finish = (closed: boolean) => {
       clearTimeout(timer);
+      clearTimeout(settling);
       socket.destroy();
       resolve({ bytes: Buffer.concat(chunks), closed });
     };
+    const settle = () => {
+      if (written && chunks.length > 0 && options.settleMs !== undefined) {
+        settling ??= setTimeout(() => finish(false), options.settleMs);
+      }
+    };
     const timer = setTimeout(() => finish(false), options.listenMs ?? 1_000);
-    socket.on("data", (chunk) => chunks.push(chunk));
+    socket.on("data", (chunk) => {
+      chunks.push(chunk);
+      settle();
+    });
     socket.on("error", () => {});
     socket.on("close", () => finish(true));
     socket.once("connect", async () => {
       await writeAll(socket, bytes, options.oneByteAtATime === true);
+      written = true;
+      settle();
       if (options.reset === true) {
         socket.resetAndDestroy();
       } else if (options.end === true) {

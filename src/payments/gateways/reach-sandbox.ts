@@ -8,7 +8,9 @@ const PROBE_TIMEOUT_MS = 2_000;
  * instance): then that one is used, and left running at the end.
  * @throws Error naming SANDBOX_PORT when something else has the port.
  */
-export async function reachSandbox(options: SandboxOptions & { readonly log: Logger }): Promise<Pick<Sandbox, "url" | "close">> {
+export async function reachSandbox(
+  options: SandboxOptions & { readonly log: Logger },
+): Promise<Pick<Sandbox, "url" | "close">> {
   try {
     return await startSandbox(options);
   } catch (error) {

@@ -165,7 +165,7 @@ class SandboxListener {
     });
     this.#server.maxConnections = maxConnections;
     this.#server.on("request", (request, response) => void this.#handle(request, response));
-    this.#server.on("clientError", (_error, socket) => refuseUnreadable(socket as Socket));
+    this.#server.on("clientError", (error, socket) => refuseUnreadable(error, socket as Socket));
   }
 
   listen(): Promise<void> {
@@ -286,13 +286,15 @@ class SandboxListener {
     const { api, ledger } = await this.#books.promise;
     let separator = '{"charges":[';
     let texts: string[] = [];
+    let wake: () => void = () => undefined;
+    response.on("drain", () => wake());
+    response.on("close", () => wake());
     const writePiece = async (): Promise<void> => {
       await ledger.flushed();
-      if (response.write(separator + texts.join(","))) return;
-      await new Promise<void>((resolve) => {
-        response.once("drain", resolve);
-        response.once("close", resolve);
-      });
+      if (response.destroyed || response.write(separator + texts.join(","))) return;
+      const ready = Promise.withResolvers<void>();
+      wake = ready.resolve;
+      await ready.promise;
     };
     for (const charge of api.listedCharges()) {
       texts.push(JSON.stringify(charge));
@@ -353,16 +355,22 @@ function writeGarbage(response: ServerResponse): void {
   response.end("\u0000}]garbage".repeat(Math.ceil(garbageBytes / 10)));
 }
 
-/** What is not HTTP at all gets a short answer where the socket still takes one. */
-function refuseUnreadable(socket: Socket): void {
+/** What is not HTTP, too much of it or too slow gets a short answer where the socket still takes one. */
+function refuseUnreadable(error: Error, socket: Socket): void {
   if (!socket.writable || socket.destroyed) {
     socket.destroy();
     return;
   }
-  const text = JSON.stringify({ error: { code: "malformed_request", message: "This is not an HTTP request." } });
-  socket.end(
-    `HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${text.length}\r\n\r\n${text}`,
-  );
-  // The other side may never close its half.
+  const code = "code" in error ? error.code : undefined;
+  const status = unreadableStatuses.get(String(code)) ?? "400 Bad Request";
+  const text = JSON.stringify({ error: { code: "malformed_request", message: "This is no complete HTTP request." } });
+  const headers = `connection: close\r\ncontent-type: application/json\r\ncontent-length: ${text.length}`;
+  socket.write(`HTTP/1.1 ${status}\r\n${headers}\r\n\r\n${text}`);
+  // The other side may never close its half, so this does not wait for it.
   socket.destroySoon();
 }
+
+const unreadableStatuses: ReadonlyMap<string, string> = new Map([
+  ["ERR_HTTP_REQUEST_TIMEOUT", "408 Request Timeout"],
+  ["HPE_HEADER_OVERFLOW", "431 Request Header Fields Too Large"],
+]);

@@ -1,11 +1,13 @@
 import type { ServerHttp2Session } from "node:http2";
 import type { Socket } from "node:net";
 import type { Exchange } from "./exchange.ts";
+import type { Limits } from "./limits.ts";
 
 /** How long a connection that was told to close may take to do so (milliseconds). */
 const closeTimeoutMs = 1_000;
-/** How long an HTTP/1.1 client may go on sending a body that is thrown away after its answer (milliseconds). */
-const wasteTimeoutMs = 5_000;
+
+/** The times that a connection must keep (milliseconds). */
+export type ConnectionTimeouts = Pick<Limits, "firstBytesTimeoutMs" | "idleTimeoutMs" | "wasteTimeoutMs">;
 
 /** One client's connection, from its acceptance until its socket is closed. */
 export class Connection {
@@ -63,7 +65,7 @@ export class Connection {
   }
 
   /** Enforces the timeouts; called at intervals. `now` is `performance.now()`. */
-  sweep(now: number, firstBytesTimeoutMs: number, idleTimeoutMs: number): void {
+  sweep(now: number, { firstBytesTimeoutMs, idleTimeoutMs, wasteTimeoutMs }: ConnectionTimeouts): void {
     if (this.exchanges.size > 0) {
       return;
     }

@@ -2,6 +2,7 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import { constants, Http2ServerRequest, Http2ServerResponse } from "node:http2";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { Connection } from "./connection.ts";
+import type { Limits } from "./limits.ts";
 
 /** A request as `node:http` or `node:http2` gives it. */
 export type NodeReq = IncomingMessage | Http2ServerRequest;
@@ -12,10 +13,7 @@ export type NodeRes = ServerResponse | Http2ServerResponse;
 const lingerMs = 2_000;
 
 /** The times that an exchange must keep (milliseconds). */
-export interface ExchangeTimeouts {
-  readonly writeStallTimeoutMs: number;
-  readonly flushTimeoutMs: number;
-}
+export type ExchangeTimeouts = Pick<Limits, "writeStallTimeoutMs" | "flushTimeoutMs">;
 
 /** Memory that the bodies of all requests share. */
 export class MemoryBudget {

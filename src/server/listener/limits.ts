@@ -35,6 +35,8 @@ export interface Limits {
   readonly writeStallTimeoutMs: number;
   /** Time from the last byte of a response being handed to the kernel until it must have been taken (milliseconds). */
   readonly flushTimeoutMs: number;
+  /** Time that an HTTP/1.1 client may go on sending a body that nobody reads after its answer (milliseconds). */
+  readonly wasteTimeoutMs: number;
   /** Time that a connection may stay open without a request (milliseconds). */
   readonly idleTimeoutMs: number;
   /** How often the timeouts above are checked, so also their precision (milliseconds). */
@@ -67,6 +69,7 @@ export const defaultLimits: Limits = {
   bodyTimeoutMs: 30_000,
   writeStallTimeoutMs: 30_000,
   flushTimeoutMs: 300_000,
+  wasteTimeoutMs: 5_000,
   idleTimeoutMs: 120_000,
   sweepIntervalMs: 1_000,
 };

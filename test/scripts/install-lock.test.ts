@@ -1,0 +1,87 @@
+import { spawn, spawnSync } from "node:child_process";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import process from "node:process";
+import { expect } from "chai";
+
+const module = new URL("../../scripts/install-lock.mjs", import.meta.url).href;
+const contenders = 6;
+
+/** Takes the lock, finds out whether another holds it too (a directory can be made once only), and gives it back. */
+const contender = `
+import fs from "node:fs";
+import { InstallLock } from ${JSON.stringify(module)};
+const [dir, inside] = process.argv.slice(1);
+const lock = new InstallLock(dir);
+const isHeld = await lock.acquire({ timeoutMs: 15_000, waiting: () => {}, isStopping: () => false });
+fs.mkdirSync(inside);
+await new Promise((resolve) => setTimeout(resolve, 30));
+fs.rmdirSync(inside);
+lock.release();
+console.log(isHeld);
+`;
+
+/** Leaves a lock the way a killed process does, and gives the holder's file name. */
+const dyingHolder = `
+import { InstallLock } from ${JSON.stringify(module)};
+const lock = new InstallLock(process.argv[1]);
+await lock.acquire({ timeoutMs: 1_000, waiting: () => {}, isStopping: () => false });
+process.kill(process.pid, "SIGKILL");
+`;
+
+describe("the install lock", () => {
+  let folder: string;
+  const dir = (): string => path.join(folder, "install.lock");
+  const evaluate = (source: string): string[] => [
+    "--input-type=module",
+    "--eval",
+    source,
+    dir(),
+    path.join(folder, "inside"),
+  ];
+  const contend = (): Promise<string> =>
+    new Promise((resolve) => {
+      const child = spawn(process.execPath, evaluate(contender));
+      let text = "";
+      for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk) => (text += chunk));
+      child.once("close", () => resolve(text));
+    });
+
+  beforeEach(() => {
+    folder = mkdtempSync(path.join(tmpdir(), "tradepost-lock-"));
+  });
+
+  afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+  it("is held by one process at a time, also when its last holder was killed", async () => {
+    spawnSync(process.execPath, evaluate(dyingHolder));
+    expect(readdirSync(dir()), "the killed holder's file").to.have.length(1);
+    const results = await Promise.all(Array.from({ length: contenders }, contend));
+    expect(results).to.deep.equal(Array(contenders).fill("true\n"));
+    expect(readdirSync(folder)).to.deep.equal([]);
+  });
+
+  it("is respected while the install that a killed holder started still runs", async () => {
+    spawnSync(process.execPath, evaluate(dyingHolder));
+    const [holder = ""] = readdirSync(dir());
+    const file = path.join(dir(), holder);
+    writeFileSync(file, `${process.pid}\n`);
+    const waiting = contend();
+    const first = await Promise.race([waiting, new Promise((resolve) => setTimeout(resolve, 1_000, "waits"))]);
+    expect(first).to.equal("waits");
+    expect(readFileSync(file, "utf8")).to.equal(`${process.pid}\n`);
+    writeFileSync(file, "");
+    expect(await waiting).to.equal("true\n");
+  });
+
+  it("is respected for a while when its holder is on another machine", async () => {
+    mkdirSync(dir());
+    writeFileSync(path.join(dir(), "1.elsewhere.1"), "");
+    const waiting = contend();
+    const first = await Promise.race([waiting, new Promise((resolve) => setTimeout(resolve, 1_000, "waits"))]);
+    expect(first).to.equal("waits");
+    rmSync(dir(), { recursive: true });
+    expect(await waiting).to.equal("true\n");
+  });
+});
