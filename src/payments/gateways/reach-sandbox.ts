@@ -1,7 +1,12 @@
+import { Agent } from "node:http";
 import type { Logger } from "pino";
+import { exchange } from "./http-exchange.ts";
 import { type Sandbox, type SandboxOptions, startSandbox } from "./sandbox-server.ts";
 
 const PROBE_TIMEOUT_MS = 2_000;
+const PROBE_MAX_BYTES = 4 * 1024;
+/** What only a sandbox answers like this: it knows its gateways, and that none of them has such a charge. */
+const PROBE_PATH = "/sandbox-primary/charges/tradepost-probe";
 
 /**
  * Starts the sandbox gateway, unless one is running at its port already (`npm run sandbox`, or that of another
@@ -14,19 +19,24 @@ export async function reachSandbox(
   try {
     return await startSandbox(options);
   } catch (error) {
-    const url = `http://127.0.0.1:${options.port}`;
+    const url = `http://${options.host ?? "127.0.0.1"}:${options.port}`;
     if (!(await isSandbox(url))) throw error;
     options.log.info({ url }, "using the sandbox gateway that is running already");
     return { url, close: async () => {} };
   }
 }
 
-async function isSandbox(url: string): Promise<boolean> {
+async function isSandbox(baseUrl: string): Promise<boolean> {
+  const agent = new Agent();
+  const bounds = { timeoutMs: PROBE_TIMEOUT_MS, maxResponseBytes: PROBE_MAX_BYTES };
   try {
-    const response = await fetch(`${url}/charges`, { signal: AbortSignal.timeout(PROBE_TIMEOUT_MS) });
-    const body = (await response.json()) as { charges?: unknown };
-    return Array.isArray(body.charges);
+    const answer = await exchange({ method: "GET", url: new URL(PROBE_PATH, baseUrl), agent, ...bounds });
+    if (answer.kind !== "answered" || answer.status !== 404) return false;
+    const body = JSON.parse(answer.body.toString("utf8")) as { error?: { code?: unknown } } | null;
+    return body?.error?.code === "charge_not_found";
   } catch {
     return false;
+  } finally {
+    agent.destroy();
   }
 }
