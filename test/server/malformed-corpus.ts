@@ -44,7 +44,7 @@ export function grpcFields(changes: Record<string, string | Buffer | undefined> 
 }
 
 /** A whole HTTP/2 connection with one request on stream 1. */
-export function http2Request(fields: readonly Field[], body: Buffer = envelope(protoMessage)): Buffer {
+function http2Request(fields: readonly Field[], body: Buffer = envelope(protoMessage)): Buffer {
   return Buffer.concat([
     opening,
     frame(FrameType.headers, Flag.endHeaders, 1, hpack(fields)),

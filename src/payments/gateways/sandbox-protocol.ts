@@ -8,7 +8,7 @@ export const sandboxGatewayNames = ["sandbox-primary", "sandbox-backup"] as cons
 export type SandboxGatewayName = (typeof sandboxGatewayNames)[number];
 
 /** The largest amount of one charge or refund, in minor units: far below 2^53, so that sums stay exact in JSON too. */
-export const maxAmountMinor = 1_000_000_000_000;
+const maxAmountMinor = 1_000_000_000_000;
 
 /** Idempotency keys: they travel in paths, so they are held to characters that need no escaping there. */
 export const referenceSchema = z.string().regex(/^[A-Za-z0-9._:-]{1,128}$/, "must be 1 to 128 of A-Z a-z 0-9 . _ : -");

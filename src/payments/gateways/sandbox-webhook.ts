@@ -13,7 +13,7 @@ import {
 export const signatureHeader = "sandbox-signature";
 
 /** How far a signature's time may be from the receiver's clock, either way. */
-export const replayWindowMs = 5 * 60 * 1000;
+const replayWindowMs = 5 * 60 * 1000;
 
 /** A secret shorter than this could be guessed from a few signed events. */
 export const minWebhookSecretLength = 16;

@@ -7,7 +7,7 @@ import type { Limits } from "./limits.ts";
 const closeTimeoutMs = 1_000;
 
 /** The times that a connection must keep (milliseconds). */
-export type ConnectionTimeouts = Pick<Limits, "firstBytesTimeoutMs" | "idleTimeoutMs" | "wasteTimeoutMs">;
+type ConnectionTimeouts = Pick<Limits, "firstBytesTimeoutMs" | "idleTimeoutMs" | "wasteTimeoutMs">;
 
 /** One client's connection, from its acceptance until its socket is closed. */
 export class Connection {

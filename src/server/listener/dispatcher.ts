@@ -22,7 +22,7 @@ import { parseTarget, type Target } from "./target.ts";
 export type HttpHandler = (req: NodeReq, res: NodeRes) => void | Promise<void>;
 
 /** What a dispatcher needs to know. */
-export interface DispatcherOptions {
+interface DispatcherOptions {
   readonly log: Logger;
   readonly limits: Limits;
   readonly scheme: "http" | "https";

@@ -13,7 +13,7 @@ export type NodeRes = ServerResponse | Http2ServerResponse;
 const lingerMs = 2_000;
 
 /** The times that an exchange must keep (milliseconds). */
-export type ExchangeTimeouts = Pick<Limits, "writeStallTimeoutMs" | "flushTimeoutMs">;
+type ExchangeTimeouts = Pick<Limits, "writeStallTimeoutMs" | "flushTimeoutMs">;
 
 /** Memory that the bodies of all requests share. */
 export class MemoryBudget {

@@ -14,7 +14,7 @@ import type { NodeReq, NodeRes } from "./exchange.ts";
 import type { Limits } from "./limits.ts";
 
 /** Takes a request of either protocol; must not throw. */
-export type Dispatch = (req: NodeReq, res: NodeRes, connection: Connection) => void;
+type Dispatch = (req: NodeReq, res: NodeRes, connection: Connection) => void;
 
 /** A resetting client is told once a second that it may go on, and may reset this many streams at once before. */
 const streamResetBurst = 500;

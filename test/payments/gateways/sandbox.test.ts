@@ -14,7 +14,12 @@ import { runSandbox } from "../../../src/commands/sandbox.ts";
 import type { ChargeRequest, Gateway, RefundRequest, WebhookRequest } from "../../../src/payments/gateways/gateway.ts";
 import { createSandboxGateway } from "../../../src/payments/gateways/sandbox.ts";
 import type { SandboxGatewayName } from "../../../src/payments/gateways/sandbox-protocol.ts";
-import { type Sandbox, type SandboxOptions, startSandbox } from "../../../src/payments/gateways/sandbox-server.ts";
+import {
+  type Sandbox,
+  type SandboxOptions,
+  SandboxStartError,
+  startSandbox,
+} from "../../../src/payments/gateways/sandbox-server.ts";
 import { signWebhook } from "../../../src/payments/gateways/sandbox-webhook.ts";
 
 const log = pino({ level: "silent" });
@@ -681,7 +686,7 @@ describe("payment sandbox", function () {
       const dataDir = await temporaryFolder();
       const failure = await runSandbox({ port, dataDir, log, output }).catch((error: Error) => error);
       expect(failure)
-        .to.be.an("error")
+        .to.be.instanceOf(SandboxStartError)
         .with.property(
           "message",
           `Port ${port} is taken: stop the program that uses it, or set SANDBOX_PORT to a free one.`,
