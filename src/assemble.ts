@@ -30,7 +30,14 @@ export function openDatabase({ database }: Config, url: string): Database {
 }
 
 /** Makes everything that the services need, on a migrated database. Whoever calls closes `db` and `gateway`. */
-export async function assemble({ config, log, databaseUrl, gateway, fraud = noFraudRules, clock = systemClock }: Parts): Promise<Deps> {
+export async function assemble({
+  config,
+  log,
+  databaseUrl,
+  gateway,
+  fraud = noFraudRules,
+  clock = systemClock,
+}: Parts): Promise<Deps> {
   const db = openDatabase(config, databaseUrl);
   const secretKey = config.secretKey ?? keptSecretKey(config.dataDir);
   const users = new UserStore(db);

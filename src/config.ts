@@ -5,14 +5,18 @@ import { fromDecimal, type Money, minorDigits } from "./money.ts";
 
 const onOff = z.enum(["on", "off"]).transform((value) => value === "on");
 const port = (fallback: number) => z.coerce.number().int().min(0).max(65_535).default(fallback);
-const whole = (fallback: number, min: number, max: number) => z.coerce.number().int().min(min).max(max).default(fallback);
+const whole = (fallback: number, min: number, max: number) =>
+  z.coerce.number().int().min(min).max(max).default(fallback);
 const gateway = z.enum(["sandbox-primary", "sandbox-backup"]);
 
 const currencies = z
   .string()
   .default("USD,EUR")
   .transform((value) => value.split(",").map((code) => code.trim().toUpperCase()))
-  .refine((codes) => codes.every((code) => minorDigits(code) !== undefined), "has a code that is not an ISO 4217 currency");
+  .refine(
+    (codes) => codes.every((code) => minorDigits(code) !== undefined),
+    "has a code that is not an ISO 4217 currency",
+  );
 
 const postgresUrl = z
   .url({ protocol: /^postgres(ql)?$/, error: "must look like postgres://user:password@host:5432/database" })
@@ -47,7 +51,10 @@ const settings = z.object({
   PORT: port(8080).describe("Port of the service; 0 takes a free one"),
   TLS_CERT: z.string().optional().describe("File with the PEM certificate chain; with `TLS_KEY` the port speaks TLS"),
   TLS_KEY: z.string().optional().describe("File with the PEM private key"),
-  CORS_ORIGINS: z.string().optional().describe("Origins of browser pages that may call, comma-separated. Default: none"),
+  CORS_ORIGINS: z
+    .string()
+    .optional()
+    .describe("Origins of browser pages that may call, comma-separated. Default: none"),
   DATA_DIR: z.string().min(1).default(".tradepost").describe("Folder of the embedded database, the sandbox and keys"),
   DATABASE_URL: postgresUrl.describe("PostgreSQL 15 or newer. Not set: an embedded PostgreSQL 18 is started"),
   DATABASE_POOL_MAX: whole(8, 2, 100).describe("Most database connections of one process"),
@@ -66,7 +73,10 @@ const settings = z.object({
   PAYMENT_GATEWAY_PRIMARY: gateway.default("sandbox-primary").describe("Gateway that is charged"),
   SANDBOX_PORT: port(8081).describe("Port of the sandbox gateway, on loopback only"),
   REFLECTION: onOff.optional().describe("gRPC server reflection. Default: `on`, `off` in production"),
-  LOG_LEVEL: z.enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"]).default("info").describe("Least level logged"),
+  LOG_LEVEL: z
+    .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])
+    .default("info")
+    .describe("Least level logged"),
   LOG_FORMAT: z.enum(["json", "pretty"]).optional().describe("Default: `pretty` on a terminal, `json` elsewhere"),
   DRAIN_SECONDS: whole(20, 0, 300).describe("How long calls in flight may take to end when the service stops"),
 });
@@ -92,7 +102,9 @@ export class ConfigError extends Error {
 export function readConfig(env: Readonly<Record<string, string | undefined>> = process.env): Config {
   const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== undefined && value !== ""));
   const parsed = settings.safeParse(given);
-  const mistakes = parsed.success ? [] : parsed.error.issues.map(({ path, message }) => `${path.join(".")}: ${message}`);
+  const mistakes = parsed.success
+    ? []
+    : parsed.error.issues.map(({ path, message }) => `${path.join(".")}: ${message}`);
   mistakes.push(...contradictions(given), ...(parsed.success ? missingLimits(parsed.data) : []));
   if (!parsed.success || mistakes.length > 0) throw new ConfigError(mistakes.join("\n"));
   return Object.freeze(derive(parsed.data));
@@ -114,9 +126,10 @@ function missingLimits({ SUPPORTED_CURRENCIES, MAX_PAYMENT_AMOUNT }: z.output<ty
 }
 
 function derive(set: z.output<typeof settings>) {
-  const tls = set.TLS_CERT !== undefined && set.TLS_KEY !== undefined
-    ? { cert: readPem("TLS_CERT", set.TLS_CERT), key: readPem("TLS_KEY", set.TLS_KEY) }
-    : undefined;
+  const tls =
+    set.TLS_CERT !== undefined && set.TLS_KEY !== undefined
+      ? { cert: readPem("TLS_CERT", set.TLS_CERT), key: readPem("TLS_KEY", set.TLS_KEY) }
+      : undefined;
   const production = set.NODE_ENV === "production";
   return {
     production,
@@ -166,6 +179,7 @@ export function settingDocs(): SettingDoc[] {
 
 function writeDefault(schema: z.ZodType, value: unknown): string {
   if (value === undefined) return "";
-  const inner = (schema as unknown as { def: { defaultValue?: unknown; in?: { def: { defaultValue?: unknown } } } }).def;
+  const inner = (schema as unknown as { def: { defaultValue?: unknown; in?: { def: { defaultValue?: unknown } } } })
+    .def;
   return String(inner.defaultValue ?? inner.in?.def.defaultValue ?? value);
 }

@@ -18,7 +18,8 @@ export function keptSecretKey(dataDir: string): Buffer {
     if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
   }
   const key = Buffer.from(readFileSync(file, "utf8"), "base64");
-  if (key.length !== KEY_BYTES) throw new Error(`${file} is not a key of ${KEY_BYTES} bytes: restore it or set SECRET_KEY`);
+  if (key.length !== KEY_BYTES)
+    throw new Error(`${file} is not a key of ${KEY_BYTES} bytes: restore it or set SECRET_KEY`);
   return key;
 }
 

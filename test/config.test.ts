@@ -1,5 +1,5 @@
-import { expect } from "chai";
 import { readFileSync } from "node:fs";
+import { expect } from "chai";
 import { ConfigError, readConfig, settingDocs } from "../src/config.ts";
 
 function mistakesOf(settings: Record<string, string>): string[] {
@@ -26,7 +26,12 @@ describe("settings", () => {
 
   it("are told wrong all at once, each by its name", () => {
     const mistakes = mistakesOf({ PORT: "99999", LOG_LEVEL: "loud", DATABASE_URL: "mysql://x", TLS_CERT: "cert.pem" });
-    expect(mistakes.map((line) => line.split(":")[0])).to.have.members(["PORT", "LOG_LEVEL", "DATABASE_URL", "TLS_CERT and TLS_KEY"]);
+    expect(mistakes.map((line) => line.split(":")[0])).to.have.members([
+      "PORT",
+      "LOG_LEVEL",
+      "DATABASE_URL",
+      "TLS_CERT and TLS_KEY",
+    ]);
   });
 
   it("never repeat a secret in what they say of it", () => {
@@ -43,7 +48,9 @@ describe("settings", () => {
   });
 
   it("demand a payment limit for each supported currency", () => {
-    expect(mistakesOf({ SUPPORTED_CURRENCIES: "USD,JPY" })).to.deep.equal(["MAX_PAYMENT_AMOUNT: has no amount for JPY"]);
+    expect(mistakesOf({ SUPPORTED_CURRENCIES: "USD,JPY" })).to.deep.equal([
+      "MAX_PAYMENT_AMOUNT: has no amount for JPY",
+    ]);
     const { payments } = readConfig({ SUPPORTED_CURRENCIES: "USD,JPY", MAX_PAYMENT_AMOUNT: "USD:5,JPY:1000000" });
     expect(payments.maxAmounts.map(({ currency }) => currency)).to.deep.equal(["USD", "JPY"]);
   });

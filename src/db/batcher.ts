@@ -43,7 +43,11 @@ export class Batcher<Command, Outcome> {
    */
   submit(command: Command, deadline: number): Promise<Outcome> {
     if (this.#waiting.length >= this.#options.maxWaiting) {
-      return Promise.reject(new DomainError("exhausted", "OVERLOADED", "Too many requests at once; try again shortly", { retryAfterMs: 500 }));
+      return Promise.reject(
+        new DomainError("exhausted", "OVERLOADED", "Too many requests at once; try again shortly", {
+          retryAfterMs: 500,
+        }),
+      );
     }
     return new Promise((resolve, reject) => {
       this.#waiting.push({ command, deadline, resolve, reject });
@@ -72,7 +76,9 @@ export class Batcher<Command, Outcome> {
     for (const waiting of this.#waiting) {
       const key = keyOf?.(waiting.command);
       if (waiting.deadline <= now) {
-        waiting.reject(new DomainError("deadline", "DEADLINE_EXCEEDED", "The deadline passed before the request was carried out"));
+        waiting.reject(
+          new DomainError("deadline", "DEADLINE_EXCEEDED", "The deadline passed before the request was carried out"),
+        );
       } else if (batch.length >= maxBatch || (key !== undefined && keys.has(key))) {
         later.push(waiting);
       } else {

@@ -94,7 +94,8 @@ const AWAY = new Set([
   ...["ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EPIPE", "ENOTFOUND", "EAI_AGAIN", "EHOSTUNREACH"],
 ]);
 const AWAY_NAMES = /^Sequelize(Connection|HostNot|InvalidConnection|AccessDenied|ConnectionAcquireTimeout)/;
-const AWAY_MESSAGES = /^(Connection terminated|timeout expired|Client has encountered a connection error|Query read timeout)/;
+const AWAY_MESSAGES =
+  /^(Connection terminated|timeout expired|Client has encountered a connection error|Query read timeout)/;
 const RETRY_AFTER_MS = 1_000;
 
 /** The SQLSTATE (or the network's code) of a fault, through Sequelize's wrapping. */

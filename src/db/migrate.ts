@@ -44,9 +44,13 @@ async function applyPending(connection: Client): Promise<string[]> {
     `CREATE TABLE IF NOT EXISTS schema_migrations (
        name text PRIMARY KEY, checksum text NOT NULL, apply_time timestamptz(3) NOT NULL DEFAULT now())`,
   );
-  const files = readdirSync(MIGRATIONS).filter((name) => name.endsWith(".sql")).sort();
+  const files = readdirSync(MIGRATIONS)
+    .filter((name) => name.endsWith(".sql"))
+    .sort();
   const sources = new Map(files.map((name) => [name, readFileSync(join(MIGRATIONS, name), "utf8")]));
-  const { rows: applied } = await connection.query<Applied>("SELECT name, checksum FROM schema_migrations ORDER BY name");
+  const { rows: applied } = await connection.query<Applied>(
+    "SELECT name, checksum FROM schema_migrations ORDER BY name",
+  );
   for (const row of applied) verify(row, sources.get(row.name));
 
   const umzug = new Umzug({

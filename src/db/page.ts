@@ -41,7 +41,12 @@ export class PageTokens {
   }
 
   #mac(body: Buffer, query: readonly unknown[]): Buffer {
-    return createHmac("sha256", this.#key).update(JSON.stringify(query)).update("\0").update(body).digest().subarray(0, MAC_BYTES);
+    return createHmac("sha256", this.#key)
+      .update(JSON.stringify(query))
+      .update("\0")
+      .update(body)
+      .digest()
+      .subarray(0, MAC_BYTES);
   }
 }
 

@@ -41,30 +41,38 @@ export class CatalogStore {
 
   constructor(db: Database) {
     this.#db = db;
-    this.#products = db.sequelize.define("products", {
-      id: { type: UUID, primaryKey: true },
-      name: text(),
-      description: text(),
-      currency: text(),
-      price: { type: DECIMAL(11, 3), allowNull: false },
-      stockQuantity: { type: INTEGER, allowNull: false },
-      active: { type: BOOLEAN, allowNull: false },
-      createTime: { type: DATE(3), allowNull: false },
-      updateTime: { type: DATE(3), allowNull: false },
-      version: { type: INTEGER, allowNull: false },
-    }, columns);
-    this.#movements = db.sequelize.define("stock_movements", {
-      id: { type: BIGINT, primaryKey: true, autoIncrement: true },
-      productId: { type: UUID, allowNull: false },
-      delta: { type: INTEGER, allowNull: false },
-      kind: text(),
-      orderId: { type: UUID },
-      reason: text(),
-      actorId: { type: UUID },
-      requestId: { type: UUID },
-      requestHash: { type: BLOB },
-      createTime: { type: DATE(3), allowNull: false },
-    }, columns);
+    this.#products = db.sequelize.define(
+      "products",
+      {
+        id: { type: UUID, primaryKey: true },
+        name: text(),
+        description: text(),
+        currency: text(),
+        price: { type: DECIMAL(11, 3), allowNull: false },
+        stockQuantity: { type: INTEGER, allowNull: false },
+        active: { type: BOOLEAN, allowNull: false },
+        createTime: { type: DATE(3), allowNull: false },
+        updateTime: { type: DATE(3), allowNull: false },
+        version: { type: INTEGER, allowNull: false },
+      },
+      columns,
+    );
+    this.#movements = db.sequelize.define(
+      "stock_movements",
+      {
+        id: { type: BIGINT, primaryKey: true, autoIncrement: true },
+        productId: { type: UUID, allowNull: false },
+        delta: { type: INTEGER, allowNull: false },
+        kind: text(),
+        orderId: { type: UUID },
+        reason: text(),
+        actorId: { type: UUID },
+        requestId: { type: UUID },
+        requestHash: { type: BLOB },
+        createTime: { type: DATE(3), allowNull: false },
+      },
+      columns,
+    );
   }
 
   /** Adds a product, and its first stock to the journal. */
@@ -73,27 +81,36 @@ export class CatalogStore {
       const { price, ...rest } = product;
       await this.#products.create({ ...rest, currency: price.currency, price: toDecimal(price) }, { transaction });
       if (product.stockQuantity === 0) return;
-      await this.#movements.create({
-        productId: product.id,
-        delta: product.stockQuantity,
-        kind: "INITIAL",
-        orderId: null,
-        reason: "",
-        actorId,
-        requestId: null,
-        requestHash: null,
-        createTime: product.createTime,
-      }, { transaction });
+      await this.#movements.create(
+        {
+          productId: product.id,
+          delta: product.stockQuantity,
+          kind: "INITIAL",
+          orderId: null,
+          reason: "",
+          actorId,
+          requestId: null,
+          requestHash: null,
+          createTime: product.createTime,
+        },
+        { transaction },
+      );
     });
   }
 
   async findProduct(id: string): Promise<Product | undefined> {
-    const [row] = await this.#db.query<ProductRow>({ name: "find-product", text: `${SELECT_PRODUCT} WHERE id = $1` }, [id]);
+    const [row] = await this.#db.query<ProductRow>({ name: "find-product", text: `${SELECT_PRODUCT} WHERE id = $1` }, [
+      id,
+    ]);
     return row && toProduct(row);
   }
 
   /** Oldest first, at most `limit`, after the product `afterId` where it is given. */
-  async listProducts({ nameContains, showInactive }: ProductFilter, limit: number, afterId?: string): Promise<Product[]> {
+  async listProducts(
+    { nameContains, showInactive }: ProductFilter,
+    limit: number,
+    afterId?: string,
+  ): Promise<Product[]> {
     const rows = await this.#db.query<ProductRow>(
       {
         name: "list-products",

@@ -23,13 +23,20 @@ export interface Product {
 }
 
 /** Faults of a price: 0.00 to 99,999,999.99, in whole minor units of a currency that exists. */
-export function priceFaults(field: string, price: Parameters<typeof fromMoneyMessage>[0] | undefined): FieldViolation[] {
+export function priceFaults(
+  field: string,
+  price: Parameters<typeof fromMoneyMessage>[0] | undefined,
+): FieldViolation[] {
   const fault = (reason: string, description: string) => [{ field, reason, description }];
   if (price === undefined) return fault("REQUIRED", "Price is required");
   if (minorDigits(price.currencyCode) === undefined) {
-    return fault("CURRENCY_UNKNOWN", `Price must have an ISO 4217 currency code, not "${price.currencyCode.slice(0, 10)}"`);
+    return fault(
+      "CURRENCY_UNKNOWN",
+      `Price must have an ISO 4217 currency code, not "${price.currencyCode.slice(0, 10)}"`,
+    );
   }
-  if (!isCanonicalMoney(price)) return fault("AMOUNT_MALFORMED", "Price must have units and nanos of one sign, nanos below 1e9");
+  if (!isCanonicalMoney(price))
+    return fault("AMOUNT_MALFORMED", "Price must have units and nanos of one sign, nanos below 1e9");
   const money = fromMoneyMessage(price);
   if (money.nanos < 0n) return fault("AMOUNT_NEGATIVE", "Price must not be negative");
   if (money.nanos > MAX_AMOUNT_NANOS) return fault("AMOUNT_TOO_LARGE", "Price must be at most 99,999,999.99");

@@ -46,7 +46,13 @@ interface OrderRow {
   readonly order_time: Date;
   readonly update_time: Date;
   readonly version: number;
-  readonly items: readonly { id: string; product_id: string; product_name: string; quantity: number; unit_price: string }[];
+  readonly items: readonly {
+    id: string;
+    product_id: string;
+    product_name: string;
+    quantity: number;
+    unit_price: string;
+  }[];
 }
 
 interface AddressJson {
@@ -123,7 +129,9 @@ export class OrderStore {
    * placed one after another. No two of them have the same `createdBy` and `requestId`.
    */
   async placeOrders(orders: readonly NewOrder[]): Promise<PlaceOutcome[]> {
-    const lines = orders.flatMap((order, i) => order.lines.map((line, at) => ({ ...line, order: i + 1, position: at + 1 })));
+    const lines = orders.flatMap((order, i) =>
+      order.lines.map((line, at) => ({ ...line, order: i + 1, position: at + 1 })),
+    );
     const values = [
       orders.map(({ id }) => id),
       orders.map(({ customerId }) => customerId),
@@ -169,7 +177,14 @@ export class OrderStore {
     );
     if (row === undefined) return undefined;
     const { customer_id: customerId, status, payment_state: paymentState, currency, total_amount, expire_time } = row;
-    return { id, customerId, status, paymentState, totalAmount: fromDecimal(currency, total_amount), expireTime: expire_time };
+    return {
+      id,
+      customerId,
+      status,
+      paymentState,
+      totalAmount: fromDecimal(currency, total_amount),
+      expireTime: expire_time,
+    };
   }
 
   /**

@@ -103,7 +103,15 @@ export class PaymentStore {
                         failure_reason = $6, process_time = $7, lease_expire_time = NULL
                   WHERE id = $1 AND status = 'PENDING' RETURNING ${COLUMNS}`,
         },
-        [id, status, status === "FRAUD_DETECTED" ? "" : attempt.gateway, gatewayTransactionId, gatewayResponseCode, failureReason, now],
+        [
+          id,
+          status,
+          status === "FRAUD_DETECTED" ? "" : attempt.gateway,
+          gatewayTransactionId,
+          gatewayResponseCode,
+          failureReason,
+          now,
+        ],
         transaction,
       );
       if (settled === undefined) return this.#findIn(id, transaction);

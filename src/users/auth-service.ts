@@ -1,5 +1,5 @@
-import type { ServiceImpl } from "@connectrpc/connect";
 import { timestampFromDate } from "@bufbuild/protobuf/wkt";
+import type { ServiceImpl } from "@connectrpc/connect";
 import { type AuthService, RegisterRequestSchema } from "../../gen/tradepost/user/v1/auth_service_pb.js";
 import { callOf } from "../call.ts";
 import type { Deps } from "../deps.ts";
@@ -23,7 +23,11 @@ export function authService(deps: Deps): Partial<ServiceImpl<typeof AuthService>
     },
 
     async login({ email, password }, context) {
-      const { user, access, refreshToken, refreshTokenExpireTime } = await logIn(deps, { email, password }, callOf(context));
+      const { user, access, refreshToken, refreshTokenExpireTime } = await logIn(
+        deps,
+        { email, password },
+        callOf(context),
+      );
       return {
         accessToken: access.token,
         accessTokenExpireTime: timestampFromDate(access.expireTime),

@@ -52,59 +52,79 @@ export class UserStore {
   constructor(db: Database) {
     this.#db = db;
     const { sequelize } = db;
-    this.#users = sequelize.define("users", {
-      id: { type: UUID, primaryKey: true },
-      email: text(),
-      passwordHash: text(),
-      firstName: text(),
-      lastName: text(),
-      phone: text(),
-      dateOfBirth: { type: DATEONLY, allowNull: false },
-      role: text(),
-      bio: text(),
-      newsletter: { type: BOOLEAN, allowNull: false },
-      notifications: { type: BOOLEAN, allowNull: false },
-      avatarFile: text(),
-      emailVerified: { type: BOOLEAN, allowNull: false },
-      createTime: instant(),
-      updateTime: instant(),
-      lastLoginTime: { type: DATE(3) },
-      deleteTime: { type: DATE(3) },
-      version: { type: INTEGER, allowNull: false },
-    }, columns);
-    this.#sessions = sequelize.define("sessions", {
-      id: { type: UUID, primaryKey: true },
-      userId: { type: UUID, allowNull: false },
-      createTime: instant(),
-      lastUseTime: instant(),
-      expireTime: instant(),
-      clientAddress: text(),
-      userAgent: text(),
-    }, columns);
-    this.#refreshTokens = sequelize.define("refresh_tokens", {
-      tokenHash: { type: BLOB, primaryKey: true },
-      sessionId: { type: UUID, allowNull: false },
-      createTime: instant(),
-      expireTime: instant(),
-    }, columns);
-    this.#signingKeys = sequelize.define("signing_keys", {
-      id: { type: TEXT, primaryKey: true },
-      publicKey: { type: JSONB, allowNull: false },
-      privateKey: { type: BLOB, allowNull: false },
-      createTime: instant(),
-    }, columns);
-    this.#addresses = sequelize.define("addresses", {
-      id: { type: UUID, primaryKey: true },
-      userId: { type: UUID, allowNull: false },
-      street: text(),
-      city: text(),
-      state: text(),
-      postalCode: text(),
-      country: text(),
-      isPrimary: { type: BOOLEAN, allowNull: false },
-      createTime: instant(),
-      deleteTime: { type: DATE(3) },
-    }, columns);
+    this.#users = sequelize.define(
+      "users",
+      {
+        id: { type: UUID, primaryKey: true },
+        email: text(),
+        passwordHash: text(),
+        firstName: text(),
+        lastName: text(),
+        phone: text(),
+        dateOfBirth: { type: DATEONLY, allowNull: false },
+        role: text(),
+        bio: text(),
+        newsletter: { type: BOOLEAN, allowNull: false },
+        notifications: { type: BOOLEAN, allowNull: false },
+        avatarFile: text(),
+        emailVerified: { type: BOOLEAN, allowNull: false },
+        createTime: instant(),
+        updateTime: instant(),
+        lastLoginTime: { type: DATE(3) },
+        deleteTime: { type: DATE(3) },
+        version: { type: INTEGER, allowNull: false },
+      },
+      columns,
+    );
+    this.#sessions = sequelize.define(
+      "sessions",
+      {
+        id: { type: UUID, primaryKey: true },
+        userId: { type: UUID, allowNull: false },
+        createTime: instant(),
+        lastUseTime: instant(),
+        expireTime: instant(),
+        clientAddress: text(),
+        userAgent: text(),
+      },
+      columns,
+    );
+    this.#refreshTokens = sequelize.define(
+      "refresh_tokens",
+      {
+        tokenHash: { type: BLOB, primaryKey: true },
+        sessionId: { type: UUID, allowNull: false },
+        createTime: instant(),
+        expireTime: instant(),
+      },
+      columns,
+    );
+    this.#signingKeys = sequelize.define(
+      "signing_keys",
+      {
+        id: { type: TEXT, primaryKey: true },
+        publicKey: { type: JSONB, allowNull: false },
+        privateKey: { type: BLOB, allowNull: false },
+        createTime: instant(),
+      },
+      columns,
+    );
+    this.#addresses = sequelize.define(
+      "addresses",
+      {
+        id: { type: UUID, primaryKey: true },
+        userId: { type: UUID, allowNull: false },
+        street: text(),
+        city: text(),
+        state: text(),
+        postalCode: text(),
+        country: text(),
+        isPrimary: { type: BOOLEAN, allowNull: false },
+        createTime: instant(),
+        deleteTime: { type: DATE(3) },
+      },
+      columns,
+    );
   }
 
   /** @throws DomainError EMAIL_TAKEN */
@@ -146,7 +166,12 @@ export class UserStore {
 
   /** Newest first. */
   async signingKeys(): Promise<SigningKey[]> {
-    const keys = await this.#signingKeys.findAll({ order: [["createTime", "DESC"], ["id", "DESC"]] });
+    const keys = await this.#signingKeys.findAll({
+      order: [
+        ["createTime", "DESC"],
+        ["id", "DESC"],
+      ],
+    });
     return keys.map((key) => key.get());
   }
 
@@ -154,7 +179,8 @@ export class UserStore {
   async createFirstSigningKey(key: SigningKey): Promise<void> {
     await inTransaction(this.#db, async (transaction) => {
       await this.#db.sequelize.query("LOCK TABLE signing_keys IN SHARE ROW EXCLUSIVE MODE", { transaction });
-      if ((await this.#signingKeys.findOne({ transaction })) === null) await this.#signingKeys.create(key, { transaction });
+      if ((await this.#signingKeys.findOne({ transaction })) === null)
+        await this.#signingKeys.create(key, { transaction });
     });
   }
 
@@ -170,10 +196,15 @@ export class UserStore {
       const live = { userId, deleteTime: null };
       const count = await this.#addresses.count({ where: live, transaction });
       if (count >= MAX_ADDRESSES) {
-        throw new DomainError("precondition", "TOO_MANY_ADDRESSES", `An account may have at most ${MAX_ADDRESSES} addresses`);
+        throw new DomainError(
+          "precondition",
+          "TOO_MANY_ADDRESSES",
+          `An account may have at most ${MAX_ADDRESSES} addresses`,
+        );
       }
       const isPrimary = address.isPrimary || count === 0;
-      if (isPrimary) await this.#addresses.update({ isPrimary: false }, { where: { ...live, isPrimary: true }, transaction });
+      if (isPrimary)
+        await this.#addresses.update({ isPrimary: false }, { where: { ...live, isPrimary: true }, transaction });
       const created = await this.#addresses.create({ ...address, isPrimary, deleteTime: null }, { transaction });
       return created.get();
     });

@@ -85,7 +85,8 @@ export class Tokens {
         currentDate: this.#clock.now(),
       });
       const { sub, sid, role, exp } = payload;
-      if (typeof sub !== "string" || typeof sid !== "string" || typeof role !== "string" || !ROLES.has(role)) throw tokenInvalid();
+      if (typeof sub !== "string" || typeof sid !== "string" || typeof role !== "string" || !ROLES.has(role))
+        throw tokenInvalid();
       return { caller: { userId: sub, sessionId: sid, role: role as Role }, expiresAtMs: (exp ?? 0) * 1000 };
     } catch (error) {
       // Only what jose says of the token is the token's fault: a database that is away must not read as a bad token.

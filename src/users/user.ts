@@ -63,7 +63,12 @@ export interface CalendarDay {
 /** YYYY-MM-DD, or undefined when there is no such day. */
 export function isoDay({ year, month, day }: CalendarDay): string | undefined {
   const date = new Date(Date.UTC(year, month - 1, day));
-  const real = year >= 1 && year <= 9999 && date.getUTCFullYear() === year && date.getUTCMonth() === month - 1 && date.getUTCDate() === day;
+  const real =
+    year >= 1 &&
+    year <= 9999 &&
+    date.getUTCFullYear() === year &&
+    date.getUTCMonth() === month - 1 &&
+    date.getUTCDate() === day;
   return real ? date.toISOString().slice(0, 10) : undefined;
 }
 
@@ -74,7 +79,8 @@ export function birthDateFaults(day: CalendarDay | undefined, now: Date): FieldV
   const iso = isoDay(day);
   if (iso === undefined) return fault("DATE_INVALID", "Date of birth must be a real date");
   if (iso >= now.toISOString().slice(0, 10)) return fault("DATE_NOT_PAST", "Date of birth must be in the past");
-  if (day.year < EARLIEST_BIRTH_YEAR) return fault("DATE_TOO_EARLY", `Date of birth must not be before ${EARLIEST_BIRTH_YEAR}`);
+  if (day.year < EARLIEST_BIRTH_YEAR)
+    return fault("DATE_TOO_EARLY", `Date of birth must not be before ${EARLIEST_BIRTH_YEAR}`);
   return [];
 }
 

@@ -50,7 +50,10 @@ describe("Sequelize's models", () => {
         { bind: [table], type: QueryTypes.SELECT },
       );
       const mapped = Object.values(model.getAttributes())
-        .map(({ field = "", allowNull, primaryKey }) => ({ name: field, nullable: allowNull !== false && primaryKey !== true }))
+        .map(({ field = "", allowNull, primaryKey }) => ({
+          name: field,
+          nullable: allowNull !== false && primaryKey !== true,
+        }))
         .sort((a, b) => a.name.localeCompare(b.name));
       expect(mapped, table).to.deep.equal([...live].sort((a, b) => a.name.localeCompare(b.name)));
     }

@@ -36,6 +36,7 @@ describe("pages", () => {
     expect(reasonOf(open(token, ["ListThings", "ben"]))).to.equal("PAGE_TOKEN_INVALID");
     expect(reasonOf(open(foreign, query))).to.equal("PAGE_TOKEN_INVALID");
     expect(reasonOf(open(bytes.toString("base64url"), query))).to.equal("PAGE_TOKEN_INVALID");
-    for (const junk of ["x", "!!!!", "AAAA", "A".repeat(1024)]) expect(reasonOf(open(junk, query))).to.equal("PAGE_TOKEN_INVALID");
+    for (const junk of ["x", "!!!!", "AAAA", "A".repeat(1024)])
+      expect(reasonOf(open(junk, query))).to.equal("PAGE_TOKEN_INVALID");
   });
 });

@@ -16,7 +16,11 @@ describe("the catalogue", () => {
     const product = await newProduct(admin, { name: "  Enamel Mug ", price: "10.99", stock: 7 });
     expect(product).to.include({ name: "Enamel Mug", stockQuantity: 7, active: true, etag: "1" });
     expect(text(product.price)).to.equal("10.99 USD");
-    const journal = await sql(server.database, "SELECT delta, kind, actor_id FROM stock_movements WHERE product_id = $1", [product.id]);
+    const journal = await sql(
+      server.database,
+      "SELECT delta, kind, actor_id FROM stock_movements WHERE product_id = $1",
+      [product.id],
+    );
     expect(journal).to.deep.equal([{ delta: 7, kind: "INITIAL", actor_id: admin.id }]);
   });
 
@@ -27,8 +31,14 @@ describe("the catalogue", () => {
 
   it("is changed by admins only", async () => {
     const product = { name: "Mine", price: money("1") };
-    expect(await refusalOf(customer.catalog.createProduct({ product }))).to.include({ code: "PermissionDenied", reason: "ADMIN_REQUIRED" });
-    expect(await refusalOf(server.as().catalog.createProduct({ product }))).to.include({ code: "Unauthenticated", reason: "TOKEN_MISSING" });
+    expect(await refusalOf(customer.catalog.createProduct({ product }))).to.include({
+      code: "PermissionDenied",
+      reason: "ADMIN_REQUIRED",
+    });
+    expect(await refusalOf(server.as().catalog.createProduct({ product }))).to.include({
+      code: "Unauthenticated",
+      reason: "TOKEN_MISSING",
+    });
   });
 
   it("refuses prices that are missing, negative, too large, too fine, or of no currency, and never rounds", async () => {
@@ -53,7 +63,9 @@ describe("the catalogue", () => {
   });
 
   it("refuses a nameless product and a negative stock together", async () => {
-    const refusal = await refusalOf(admin.catalog.createProduct({ product: { name: " ", price: money("1"), stockQuantity: -1 } }));
+    const refusal = await refusalOf(
+      admin.catalog.createProduct({ product: { name: " ", price: money("1"), stockQuantity: -1 } }),
+    );
     expect(refusal.reasons).to.deep.equal({ "product.stock_quantity": "OUT_OF_RANGE", "product.name": "REQUIRED" });
   });
 
@@ -68,7 +80,9 @@ describe("the catalogue", () => {
       resource: `Product ${hidden.id}`,
     });
     expect((await admin.catalog.getProduct({ productId: hidden.id })).product?.active).to.equal(false);
-    expect(await refusalOf(customer.catalog.listProducts({ showInactive: true }))).to.include({ reason: "ADMIN_REQUIRED" });
+    expect(await refusalOf(customer.catalog.listProducts({ showInactive: true }))).to.include({
+      reason: "ADMIN_REQUIRED",
+    });
     const { products } = await admin.catalog.listProducts({ showInactive: true, nameContains: "hidd" });
     expect(products.map(({ id }) => id)).to.deep.equal([hidden.id]);
   });

@@ -24,13 +24,22 @@ describe("CreateOrder", () => {
     [admin, customer] = await Promise.all([newAdmin(server), newCustomer(server)]);
   });
 
-  const stockOf = async (productId: string) => present((await admin.catalog.getProduct({ productId })).product).stockQuantity;
-  const ordersOf = (customerId: string) => sql(server.database, "SELECT id FROM orders WHERE customer_id = $1", [customerId]);
+  const stockOf = async (productId: string) =>
+    present((await admin.catalog.getProduct({ productId })).product).stockQuantity;
+  const ordersOf = (customerId: string) =>
+    sql(server.database, "SELECT id FROM orders WHERE customer_id = $1", [customerId]);
 
   it("takes the stock and records the order with exact totals: 10.99 × 2 + 25.50 = 47.48", async () => {
     const a = await newProduct(admin, { name: "Widget A", price: "10.99", stock: 100 });
     const b = await newProduct(admin, { name: "Widget B", price: "25.50", stock: 50 });
-    const order = await newOrder(customer, [[a, 2], [b, 1]], { notes: "Leave at the door" });
+    const order = await newOrder(
+      customer,
+      [
+        [a, 2],
+        [b, 1],
+      ],
+      { notes: "Leave at the door" },
+    );
 
     expect(order).to.include({
       customerId: customer.id,
@@ -40,7 +49,12 @@ describe("CreateOrder", () => {
       shippingAddressId: "",
     });
     expect(text(order.totalAmount)).to.equal("47.48 USD");
-    const items = order.items.map((item) => [item.productName, item.quantity, text(item.unitPrice), text(item.lineTotal)]);
+    const items = order.items.map((item) => [
+      item.productName,
+      item.quantity,
+      text(item.unitPrice),
+      text(item.lineTotal),
+    ]);
     expect(items).to.deep.equal([
       ["Widget A", 2, "10.99 USD", "21.98 USD"],
       ["Widget B", 1, "25.5 USD", "25.5 USD"],
@@ -51,7 +65,10 @@ describe("CreateOrder", () => {
   it("gives the same order back from GetOrder", async () => {
     const { address } = await customer.users.createAddress({ address: anAddress });
     const product = await newProduct(admin);
-    const placed = await newOrder(customer, [[product, 3]], { shippingAddressId: present(address).id, awaitPayment: true });
+    const placed = await newOrder(customer, [[product, 3]], {
+      shippingAddressId: present(address).id,
+      awaitPayment: true,
+    });
     expect((await customer.orders.getOrder({ orderId: placed.id })).order).to.deep.equal(placed);
     expect(placed.shippingAddress).to.include(anAddress);
   });
@@ -66,7 +83,10 @@ describe("CreateOrder", () => {
 
   it("merges lines of one product", async () => {
     const product = await newProduct(admin, { stock: 10 });
-    const order = await newOrder(customer, [[product, 2], [product, 3]]);
+    const order = await newOrder(customer, [
+      [product, 2],
+      [product, 3],
+    ]);
     expect(order.items.map(({ quantity }) => quantity)).to.deep.equal([5]);
     expect(await stockOf(product.id)).to.equal(5);
   });
@@ -75,7 +95,12 @@ describe("CreateOrder", () => {
     const buyer = await newCustomer(server);
     const plenty = await newProduct(admin, { stock: 10 });
     const scarce = await newProduct(admin, { name: "Widget A", stock: 1 });
-    const refusal = await refusalOf(newOrder(buyer, [[plenty, 1], [scarce, 2]]));
+    const refusal = await refusalOf(
+      newOrder(buyer, [
+        [plenty, 1],
+        [scarce, 2],
+      ]),
+    );
     expect(refusal).to.deep.include({
       code: "FailedPrecondition",
       reason: "INSUFFICIENT_STOCK",
@@ -95,8 +120,17 @@ describe("CreateOrder", () => {
 
   it("never deadlocks over the same products in different orders", async () => {
     const [a, b, c] = await Promise.all([1, 2, 3].map(() => newProduct(admin, { stock: 10_000 })));
-    const ways = [[a, b, c], [c, b, a], [b, c, a]] as [typeof a, typeof b, typeof c][];
-    const calls = Array.from({ length: 200 }, (_, i) => newOrder(customer, present(ways[i % 3]).map((p) => [present(p), 1] as const)));
+    const ways = [
+      [a, b, c],
+      [c, b, a],
+      [b, c, a],
+    ] as [typeof a, typeof b, typeof c][];
+    const calls = Array.from({ length: 200 }, (_, i) =>
+      newOrder(
+        customer,
+        present(ways[i % 3]).map((p) => [present(p), 1] as const),
+      ),
+    );
     expect(await tally(calls)).to.deep.equal({ ok: 200 });
     expect(await stockOf(present(a).id)).to.equal(9_800);
   });
@@ -123,14 +157,19 @@ describe("CreateOrder", () => {
     const request = orderOf([[product, 1]]);
     await customer.orders.createOrder(request);
     const other = { ...request, items: [{ productId: product.id, quantity: 2 }] };
-    expect(await refusalOf(customer.orders.createOrder(other))).to.include({ code: "InvalidArgument", reason: "REQUEST_ID_REUSED" });
+    expect(await refusalOf(customer.orders.createOrder(other))).to.include({
+      code: "InvalidArgument",
+      reason: "REQUEST_ID_REUSED",
+    });
     expect(await tally([admin.orders.createOrder(request)])).to.deep.equal({ ok: 1 });
   });
 
   it("decides between two different requests under one id that come at once: one is placed", async () => {
     const product = await newProduct(admin, { stock: 100 });
     const requestId = randomUUID();
-    const calls = [1, 2, 3, 4].map((quantity) => customer.orders.createOrder(orderOf([[product, quantity]], { requestId })));
+    const calls = [1, 2, 3, 4].map((quantity) =>
+      customer.orders.createOrder(orderOf([[product, quantity]], { requestId })),
+    );
     expect(await tally(calls)).to.deep.equal({ ok: 1, REQUEST_ID_REUSED: 3 });
   });
 
@@ -145,7 +184,14 @@ describe("CreateOrder", () => {
   it("takes the price from the catalogue of one currency", async () => {
     const dollars = await newProduct(admin);
     const euros = await newProduct(admin, { currency: "EUR" });
-    expect(await refusalOf(newOrder(customer, [[dollars, 1], [euros, 1]]))).to.include({ code: "FailedPrecondition", reason: "CURRENCY_MIXED" });
+    expect(
+      await refusalOf(
+        newOrder(customer, [
+          [dollars, 1],
+          [euros, 1],
+        ]),
+      ),
+    ).to.include({ code: "FailedPrecondition", reason: "CURRENCY_MIXED" });
   });
 
   it("refuses products that are inactive or not there", async () => {
@@ -178,7 +224,10 @@ describe("CreateOrder", () => {
     const product = await newProduct(admin);
     const gone = await newCustomer(server);
     await sql(server.database, "UPDATE users SET delete_time = now() WHERE id = $1", [gone.id]);
-    expect(await refusalOf(newOrder(gone, [[product, 1]]))).to.include({ code: "FailedPrecondition", reason: "CUSTOMER_INACTIVE" });
+    expect(await refusalOf(newOrder(gone, [[product, 1]]))).to.include({
+      code: "FailedPrecondition",
+      reason: "CUSTOMER_INACTIVE",
+    });
   });
 
   it("lets an admin, and nobody else, order for another customer", async () => {
@@ -215,7 +264,16 @@ describe("CreateOrder", () => {
     expect((await refusalOf(newOrder(customer, []))).reasons).to.deep.equal({ items: "TOO_FEW" });
     const many = Array.from({ length: 101 }, () => [product, 1] as const);
     expect((await refusalOf(newOrder(customer, many))).reasons).to.deep.equal({ items: "TOO_MANY" });
-    expect((await refusalOf(newOrder(customer, [[product, 6_000], [product, 6_000]]))).reasons).to.deep.equal({
+    expect(
+      (
+        await refusalOf(
+          newOrder(customer, [
+            [product, 6_000],
+            [product, 6_000],
+          ]),
+        )
+      ).reasons,
+    ).to.deep.equal({
       items: "QUANTITY_TOO_LARGE",
     });
   });

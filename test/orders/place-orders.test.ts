@@ -38,7 +38,9 @@ describe("placing a batch of orders", () => {
     await fc.assert(
       fc.asyncProperty(fc.array(asked, { minLength: 1, maxLength: 12 }), async (batch) => {
         // Two requests under one id never share a batch: the batcher sees to that.
-        const distinct = batch.filter((a, i) => batch.findIndex((b) => b.customer === a.customer && b.requestId === a.requestId) === i);
+        const distinct = batch.filter(
+          (a, i) => batch.findIndex((b) => b.customer === a.customer && b.requestId === a.requestId) === i,
+        );
         const world = newWorld();
         await Promise.all([world.fill(together), world.fill(oneByOne)]);
         const orders = distinct.map((order) => world.order(order));
@@ -74,7 +76,12 @@ describe("placing a batch of orders", () => {
     const order = world.order({ customer: 0, address: null, lines: [{ product: 4, quantity: 1 }], requestId: 1 });
     const stores = Array.from({ length: 6 }, () => new OrderStore(together.db));
     const outcomes = await Promise.all(stores.flatMap((store) => store.placeOrders([{ ...order, id: randomUUID() }])));
-    expect(outcomes.flat().map(({ outcome }) => outcome).sort()).to.deep.equal(["PLACED", ...Array(5).fill("REPEATED")]);
+    expect(
+      outcomes
+        .flat()
+        .map(({ outcome }) => outcome)
+        .sort(),
+    ).to.deep.equal(["PLACED", ...Array(5).fill("REPEATED")]);
     const { stocks } = await state(together);
     expect(stocks[4]).to.equal(19);
   });
@@ -98,7 +105,11 @@ function newWorld() {
         createdBy: customerId,
         requestId: requests[requestId] as string,
         requestHash: requestHash({ lines, address }),
-        lines: lines.map(({ product, quantity }) => ({ id: randomUUID(), productId: products[product] as string, quantity })),
+        lines: lines.map(({ product, quantity }) => ({
+          id: randomUUID(),
+          productId: products[product] as string,
+          quantity,
+        })),
         shippingAddressId: address === null ? null : (addresses[address] as string),
         notes: "",
         status: "CONFIRMED",
@@ -137,7 +148,10 @@ function newWorld() {
 /** All that the two ways must agree on, without the ids that each order has of its own. */
 async function state(database: TestDatabase) {
   const stocks = await sql<{ stock_quantity: number }>(database, "SELECT stock_quantity FROM products ORDER BY id");
-  const journal = await sql(database, "SELECT product_id, order_id, delta, kind FROM stock_movements ORDER BY order_id, product_id");
+  const journal = await sql(
+    database,
+    "SELECT product_id, order_id, delta, kind FROM stock_movements ORDER BY order_id, product_id",
+  );
   const orders = await sql(
     database,
     `SELECT o.id, o.customer_id, o.status, o.currency, o.total_amount, o.shipping_address,

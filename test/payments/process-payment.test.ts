@@ -10,8 +10,8 @@ import {
   newCustomer,
   newOrder,
   newProduct,
-  paymentOf,
   type Person,
+  paymentOf,
   present,
   text,
 } from "../support/factories.ts";
@@ -26,7 +26,8 @@ interface SandboxCharge {
   readonly captured_minor: number;
 }
 
-const chargesOf = async ({ sandbox }: TestServer): Promise<SandboxCharge[]> => (await (await fetch(`${sandbox.url}/charges`)).json()).charges;
+const chargesOf = async ({ sandbox }: TestServer): Promise<SandboxCharge[]> =>
+  (await (await fetch(`${sandbox.url}/charges`)).json()).charges;
 
 describe("ProcessPayment with the sandbox gateway", () => {
   const server = useServer();
@@ -36,7 +37,8 @@ describe("ProcessPayment with the sandbox gateway", () => {
     [admin, customer] = await Promise.all([newAdmin(server), newCustomer(server)]);
   });
 
-  const anOrder = async (extra = {}) => newOrder(customer, [[await newProduct(admin, { price: "47.48" }), 1]], { awaitPayment: true, ...extra });
+  const anOrder = async (extra = {}) =>
+    newOrder(customer, [[await newProduct(admin, { price: "47.48" }), 1]], { awaitPayment: true, ...extra });
   const orderNow = async (orderId: string) => present((await customer.orders.getOrder({ orderId })).order);
   const pay = async (...request: Parameters<typeof paymentOf>) =>
     present((await customer.payments.processPayment(paymentOf(...request))).payment);
@@ -63,7 +65,10 @@ describe("ProcessPayment with the sandbox gateway", () => {
 
   it("takes a payment without an order", async () => {
     const request = { requestId: randomUUID(), amount: money("5"), paymentMethod: card("tok_visa") };
-    expect((await customer.payments.processPayment(request)).payment).to.include({ status: PaymentStatus.COMPLETED, orderId: "" });
+    expect((await customer.payments.processPayment(request)).payment).to.include({
+      status: PaymentStatus.COMPLETED,
+      orderId: "",
+    });
   });
 
   it("records a decline as an outcome, not an error, and frees the order for another payment", async () => {
@@ -79,10 +84,16 @@ describe("ProcessPayment with the sandbox gateway", () => {
     const request = paymentOf(await anOrder());
     const calls = Array.from({ length: 20 }, () => customer.payments.processPayment(request));
     const outcomes = await tally(calls);
-    expect(Object.keys(outcomes)).to.satisfy((keys: string[]) => keys.every((key) => key === "ok" || key === "REQUEST_IN_PROGRESS"));
+    expect(Object.keys(outcomes)).to.satisfy((keys: string[]) =>
+      keys.every((key) => key === "ok" || key === "REQUEST_IN_PROGRESS"),
+    );
     const again = present((await customer.payments.processPayment(request)).payment);
     expect(again.status).to.equal(PaymentStatus.COMPLETED);
-    const attempts = await sql<{ id: string }>(server.database, "SELECT id FROM payment_attempts WHERE payment_id = $1", [again.id]);
+    const attempts = await sql<{ id: string }>(
+      server.database,
+      "SELECT id FROM payment_attempts WHERE payment_id = $1",
+      [again.id],
+    );
     expect(attempts).to.have.length(1);
     expect((await chargesOf(server)).filter(({ reference }) => reference === attempts[0]?.id)).to.have.length(1);
   });
@@ -139,20 +150,28 @@ describe("ProcessPayment with the sandbox gateway", () => {
 
     const cancelled = await anOrder();
     await sql(server.database, "UPDATE orders SET status = 'CANCELLED' WHERE id = $1", [cancelled.id]);
-    expect((await refusalOf(customer.payments.processPayment(paymentOf(cancelled)))).message).to.equal("Cannot pay order with status: CANCELLED");
+    expect((await refusalOf(customer.payments.processPayment(paymentOf(cancelled)))).message).to.equal(
+      "Cannot pay order with status: CANCELLED",
+    );
   });
 
   it("checks amount, currency and method, all at once", async () => {
     const reasons = async (amount: ReturnType<typeof money>, token?: string) => {
       const paymentMethod = token === undefined ? {} : { paymentMethod: card(token) };
-      return (await refusalOf(customer.payments.processPayment({ requestId: randomUUID(), amount, ...paymentMethod }))).reasons;
+      return (await refusalOf(customer.payments.processPayment({ requestId: randomUUID(), amount, ...paymentMethod })))
+        .reasons;
     };
-    expect(await reasons(money("0"))).to.deep.equal({ amount: "AMOUNT_NOT_POSITIVE", payment_method: "PAYMENT_METHOD_REQUIRED" });
+    expect(await reasons(money("0"))).to.deep.equal({
+      amount: "AMOUNT_NOT_POSITIVE",
+      payment_method: "PAYMENT_METHOD_REQUIRED",
+    });
     expect(await reasons(money("-1"), "tok_visa")).to.deep.equal({ amount: "AMOUNT_NOT_POSITIVE" });
     expect(await reasons(money("10000.01"), "tok_visa")).to.deep.equal({ amount: "AMOUNT_TOO_LARGE" });
     expect(await reasons(money("5", "GBP"), "tok_visa")).to.deep.equal({ amount: "CURRENCY_UNSUPPORTED" });
     expect(await reasons(money("5.001"), "tok_visa")).to.deep.equal({ amount: "AMOUNT_TOO_FINE" });
-    expect(await reasons(money("5"), "4242 4242 4242 4242")).to.deep.equal({ "payment_method.card.token": "CARD_NUMBER_REFUSED" });
+    expect(await reasons(money("5"), "4242 4242 4242 4242")).to.deep.equal({
+      "payment_method.card.token": "CARD_NUMBER_REFUSED",
+    });
   });
 
   it("lets an admin, and nobody else, pay for another customer", async () => {
@@ -167,7 +186,10 @@ describe("ProcessPayment with the sandbox gateway", () => {
     const { id: paymentId } = await pay(await anOrder());
     const other = await newCustomer(server);
     expect((await admin.payments.getPayment({ paymentId })).payment?.id).to.equal(paymentId);
-    expect(await refusalOf(other.payments.getPayment({ paymentId }))).to.include({ code: "NotFound", reason: "PAYMENT_NOT_FOUND" });
+    expect(await refusalOf(other.payments.getPayment({ paymentId }))).to.include({
+      code: "NotFound",
+      reason: "PAYMENT_NOT_FOUND",
+    });
   });
 });
 
@@ -185,7 +207,12 @@ describe("ProcessPayment when the gateway does not answer", () => {
 
   const anOrder = async () => newOrder(customer, [[await newProduct(admin), 1]], { awaitPayment: true });
   const TIMEOUT = { kind: "unknown", cause: "timeout", detail: "" } as const;
-  const captured = { outcome: "captured", transactionId: "txn_1", captured: { currency: "USD", minor: 1099n }, responseCode: "00" } as const;
+  const captured = {
+    outcome: "captured",
+    transactionId: "txn_1",
+    captured: { currency: "USD", minor: 1099n },
+    responseCode: "00",
+  } as const;
   const nothing = { currency: "USD", minor: 0n };
 
   it("fails the payment on the gateway's proof that it can never execute", async () => {
@@ -220,7 +247,9 @@ describe("ProcessPayment when the gateway does not answer", () => {
     const request = paymentOf(order);
     const pending = present((await customer.payments.processPayment(request)).payment);
     expect([pending.status, pending.processTime]).to.deep.equal([PaymentStatus.PENDING, undefined]);
-    expect((await customer.orders.getOrder({ orderId: order.id })).order?.paymentState).to.equal(OrderPaymentState.PENDING);
+    expect((await customer.orders.getOrder({ orderId: order.id })).order?.paymentState).to.equal(
+      OrderPaymentState.PENDING,
+    );
     expect((await refusalOf(customer.payments.processPayment(paymentOf(order)))).reason).to.equal("ORDER_NOT_PAYABLE");
 
     const [first] = gateway.charge.firstCall.args;
@@ -244,29 +273,40 @@ describe("ProcessPayment when the gateway does not answer", () => {
     gateway.charge.resolves({ kind: "executed", result: { ...captured, captured: { currency: "USD", minor: 1n } } });
     gateway.lookup.resolves({ kind: "unknown", cause: "not_sent", detail: "" });
     gateway.void.resolves({ kind: "unknown", cause: "not_sent", detail: "" });
-    expect((await customer.payments.processPayment(paymentOf(await anOrder()))).payment?.status).to.equal(PaymentStatus.PENDING);
+    expect((await customer.payments.processPayment(paymentOf(await anOrder()))).payment?.status).to.equal(
+      PaymentStatus.PENDING,
+    );
   });
 
   it("carries a recorded payment out although its client has gone", async () => {
     let answer: (() => void) | undefined;
     gateway.charge.callsFake(
-      () => new Promise((resolve) => { answer = () => resolve({ kind: "executed", result: captured }); }),
+      () =>
+        new Promise((resolve) => {
+          answer = () => resolve({ kind: "executed", result: captured });
+        }),
     );
     const order = await anOrder();
     const leave = new AbortController();
-    const call = customer.payments.processPayment(paymentOf(order), { signal: leave.signal }).catch((error: Error) => error);
+    const call = customer.payments
+      .processPayment(paymentOf(order), { signal: leave.signal })
+      .catch((error: Error) => error);
     while (answer === undefined) await new Promise((resolve) => setTimeout(resolve, 5));
     leave.abort();
     await call;
     answer();
     let state: OrderPaymentState | undefined;
-    while (state !== OrderPaymentState.PAID) state = (await customer.orders.getOrder({ orderId: order.id })).order?.paymentState;
+    while (state !== OrderPaymentState.PAID)
+      state = (await customer.orders.getOrder({ orderId: order.id })).order?.paymentState;
   });
 
   it("tells a twin that comes meanwhile that the request is being carried out", async () => {
     let answer: (() => void) | undefined;
     gateway.charge.callsFake(
-      () => new Promise((resolve) => { answer = () => resolve({ kind: "executed", result: captured }); }),
+      () =>
+        new Promise((resolve) => {
+          answer = () => resolve({ kind: "executed", result: captured });
+        }),
     );
     const request = paymentOf(await anOrder());
     const first = customer.payments.processPayment(request);
@@ -293,6 +333,8 @@ describe("ProcessPayment with a fraud check", () => {
       gateway: "",
     });
     expect(gateway.charge.called).to.equal(false);
-    expect((await customer.orders.getOrder({ orderId: order.id })).order?.paymentState).to.equal(OrderPaymentState.UNPAID);
+    expect((await customer.orders.getOrder({ orderId: order.id })).order?.paymentState).to.equal(
+      OrderPaymentState.UNPAID,
+    );
   });
 });

@@ -18,7 +18,9 @@ describe("the access table", () => {
   });
 
   it("opens exactly these RPCs to callers without a token", () => {
-    const open = methods.filter((method) => accessOf(method) === "anybody").map((method) => method.replace(/^tradepost\.\w+\.v1\./, ""));
+    const open = methods
+      .filter((method) => accessOf(method) === "anybody")
+      .map((method) => method.replace(/^tradepost\.\w+\.v1\./, ""));
     expect(open).to.have.members([
       "AuthService/Register",
       "AuthService/Login",
@@ -57,7 +59,10 @@ describe("an RPC of another issue", () => {
 
   it("answers UNIMPLEMENTED to who may call it", async () => {
     const { users } = await newCustomer(server);
-    expect(await refusalOf(users.updateProfile({ user: {} }))).to.include({ code: "Unimplemented", reason: "UNIMPLEMENTED" });
+    expect(await refusalOf(users.updateProfile({ user: {} }))).to.include({
+      code: "Unimplemented",
+      reason: "UNIMPLEMENTED",
+    });
   });
 
   it("refuses who may not call it before anything is said of the request", async () => {
@@ -66,6 +71,9 @@ describe("an RPC of another issue", () => {
       code: "PermissionDenied",
       reason: "ADMIN_REQUIRED",
     });
-    expect(await refusalOf(server.as().users.deleteUser({}))).to.include({ code: "Unauthenticated", reason: "TOKEN_MISSING" });
+    expect(await refusalOf(server.as().users.deleteUser({}))).to.include({
+      code: "Unauthenticated",
+      reason: "TOKEN_MISSING",
+    });
   });
 });

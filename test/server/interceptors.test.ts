@@ -4,15 +4,15 @@ import {
   Code,
   ConnectError,
   type ConnectRouter,
-  type Interceptor,
   createClient,
   createContextValues,
   createRouterTransport,
+  type Interceptor,
 } from "@connectrpc/connect";
 import { expect } from "chai";
 import { pino } from "pino";
-import sinon from "sinon";
 import { ConnectionRefusedError } from "sequelize";
+import sinon from "sinon";
 import { RequestInfoSchema } from "../../gen/google/rpc/error_details_pb.js";
 import { OrderService, WatchOrdersResponseSchema } from "../../gen/tradepost/order/v1/order_service_pb.js";
 import { UserService } from "../../gen/tradepost/user/v1/user_service_pb.js";
@@ -25,7 +25,12 @@ import { newCustomer } from "../support/factories.ts";
 import { refusalOf } from "../support/refusals.ts";
 import { useServer } from "../support/server.ts";
 
-const aCall = (): Call => ({ requestId: "req-1", clientAddress: "192.0.2.1", userAgent: "", deadline: Number.POSITIVE_INFINITY });
+const aCall = (): Call => ({
+  requestId: "req-1",
+  clientAddress: "192.0.2.1",
+  userAgent: "",
+  deadline: Number.POSITIVE_INFINITY,
+});
 
 /** A client of services under the given interceptors, without a network between them. */
 function under(interceptors: Interceptor[], routes: (router: ConnectRouter) => void, call = aCall()) {
@@ -62,7 +67,10 @@ describe("errors on the wire", () => {
   };
   for (const [kind, code] of Object.entries(codes)) {
     it(`have the code ${code} for a domain error of the kind "${kind}"`, async () => {
-      const error = new DomainError(kind as ErrorKind, "SOME_REASON", "A sentence.", { metadata: { a: "1" }, retryAfterMs: 1_500 });
+      const error = new DomainError(kind as ErrorKind, "SOME_REASON", "A sentence.", {
+        metadata: { a: "1" },
+        retryAfterMs: 1_500,
+      });
       expect(await refusalOf(failing(error).getProfile({}))).to.deep.include({
         code,
         reason: "SOME_REASON",
@@ -86,12 +94,21 @@ describe("errors on the wire", () => {
   });
 
   it("name what was not found", async () => {
-    expect(await refusalOf(failing(notFound("Order", "42")).getProfile({}))).to.include({ reason: "ORDER_NOT_FOUND", resource: "Order 42" });
+    expect(await refusalOf(failing(notFound("Order", "42")).getProfile({}))).to.include({
+      reason: "ORDER_NOT_FOUND",
+      resource: "Order 42",
+    });
   });
 
   it("say nothing of an unknown fault but a request id to ask about", async () => {
-    const error = await failing(new Error("password of the database is hunter2")).getProfile({}).catch(ConnectError.from);
-    expect(await refusalOf(Promise.reject(error))).to.include({ code: "Internal", reason: "INTERNAL", message: "internal error" });
+    const error = await failing(new Error("password of the database is hunter2"))
+      .getProfile({})
+      .catch(ConnectError.from);
+    expect(await refusalOf(Promise.reject(error))).to.include({
+      code: "Internal",
+      reason: "INTERNAL",
+      message: "internal error",
+    });
     expect((error as ConnectError).findDetails(RequestInfoSchema)[0]?.requestId).to.equal("req-1");
     expect(JSON.stringify(error)).not.to.include("hunter2");
   });
@@ -107,7 +124,10 @@ describe("errors on the wire", () => {
 
   it("keep the code of the RPC library's own errors, and give them a reason", async () => {
     const error = new ConnectError("no such thing", Code.Unimplemented);
-    expect(await refusalOf(failing(error).getProfile({}))).to.include({ code: "Unimplemented", reason: "UNIMPLEMENTED" });
+    expect(await refusalOf(failing(error).getProfile({}))).to.include({
+      code: "Unimplemented",
+      reason: "UNIMPLEMENTED",
+    });
   });
 
   it("are translated in the middle of a stream too", async () => {
@@ -145,7 +165,11 @@ describe("the deadline", () => {
   it("is 15 s where the client sets none", async () => {
     clock = sinon.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "Date"] });
     let given = 0;
-    const refusal = refusalOf(waiting((call) => { given = call.deadline - Date.now(); }).getProfile({}));
+    const refusal = refusalOf(
+      waiting((call) => {
+        given = call.deadline - Date.now();
+      }).getProfile({}),
+    );
     await clock.tickAsync(15_001);
     expect(await refusal).to.include({ code: "DeadlineExceeded", reason: "DEADLINE_EXCEEDED" });
     expect(given).to.equal(15_000);
@@ -154,8 +178,15 @@ describe("the deadline", () => {
   it("is the client's own, up to 60 s, by either protocol's header", async () => {
     const given: number[] = [];
     clock = sinon.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "Date"] });
-    for (const headers of [{ "connect-timeout-ms": "2500" }, { "grpc-timeout": "3S" }, { "grpc-timeout": "500000u" }, { "grpc-timeout": "9H" }]) {
-      void waiting((call) => given.push(call.deadline - Date.now())).getProfile({}, { headers }).catch(() => {});
+    for (const headers of [
+      { "connect-timeout-ms": "2500" },
+      { "grpc-timeout": "3S" },
+      { "grpc-timeout": "500000u" },
+      { "grpc-timeout": "9H" },
+    ]) {
+      void waiting((call) => given.push(call.deadline - Date.now()))
+        .getProfile({}, { headers })
+        .catch(() => {});
       await clock.tickAsync(1);
     }
     await clock.tickAsync(60_001);
@@ -179,9 +210,17 @@ describe("the log of a call", () => {
   it("is one line with method, code, duration, caller and request id", async () => {
     const call = { ...aCall(), caller: { userId: "u1", role: "USER" as const, sessionId: "s1" } };
     const routes = (router: ConnectRouter) => router.service(UserService, { getProfile: () => ({}) });
-    await createClient(UserService, under([logging(log), errors()], routes as (router: ConnectRouter) => void, call)).getProfile({});
+    await createClient(
+      UserService,
+      under([logging(log), errors()], routes as (router: ConnectRouter) => void, call),
+    ).getProfile({});
     expect(lines).to.have.length(1);
-    expect(lines[0]).to.include({ method: "tradepost.user.v1.UserService/GetProfile", code: "ok", userId: "u1", requestId: "req-1" });
+    expect(lines[0]).to.include({
+      method: "tradepost.user.v1.UserService/GetProfile",
+      code: "ok",
+      userId: "u1",
+      requestId: "req-1",
+    });
     expect(lines[0]?.["durationMs"]).to.be.a("number");
   });
 
@@ -193,10 +232,12 @@ describe("the log of a call", () => {
         },
       });
     };
-    await createClient(UserService, under([logging(log), errors()], routes)).getProfile({}).catch(() => {});
+    await createClient(UserService, under([logging(log), errors()], routes))
+      .getProfile({})
+      .catch(() => {});
     expect(lines[0]).to.include({ code: "internal", level: 50 });
     expect(lines[0]?.["err"]).to.include({ message: "the cause" });
-    expect((lines[0]?.["err"] as { stack: string }).stack).to.include("interceptors.test");
+    expect(JSON.stringify(lines[0]?.["err"])).to.include("interceptors.test");
   });
 
   it("of a stream comes when the stream has ended", async () => {
@@ -211,7 +252,9 @@ describe("the log of a call", () => {
     };
     for await (const _ of createClient(OrderService, under([logging(log), errors()], routes)).watchOrders({})) {
     }
-    expect(lines.map(({ method, code }) => [method, code])).to.deep.equal([["tradepost.order.v1.OrderService/WatchOrders", "ok"]]);
+    expect(lines.map(({ method, code }) => [method, code])).to.deep.equal([
+      ["tradepost.order.v1.OrderService/WatchOrders", "ok"],
+    ]);
   });
 });
 
@@ -220,7 +263,15 @@ describe("request ids", () => {
   const call = async (headers: Record<string, string>) => {
     let seen: string | null = null;
     const { users } = await newCustomer(server);
-    await users.getProfile({}, { headers, onHeader: (header) => { seen = header.get("x-request-id"); } });
+    await users.getProfile(
+      {},
+      {
+        headers,
+        onHeader: (header) => {
+          seen = header.get("x-request-id");
+        },
+      },
+    );
     return seen;
   };
 

@@ -48,7 +48,11 @@ export function useDatabase(): TestDatabase {
 }
 
 /** Runs SQL on a test's database, for what no RPC shows. */
-export async function sql<Row extends object>({ db }: TestDatabase, text: string, values: unknown[] = []): Promise<Row[]> {
+export async function sql<Row extends object>(
+  { db }: TestDatabase,
+  text: string,
+  values: unknown[] = [],
+): Promise<Row[]> {
   return db.withConnection(async (connection) => (await connection.query<Row>(text, values)).rows);
 }
 

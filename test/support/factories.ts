@@ -46,7 +46,10 @@ export async function newProduct(
 type OrderRequest = MessageInitShape<typeof CreateOrderRequestSchema>;
 
 /** The request of an order for so many of each product. */
-export function orderOf(lines: readonly (readonly [Pick<Product, "id">, number])[], extra: Partial<OrderRequest> = {}): OrderRequest {
+export function orderOf(
+  lines: readonly (readonly [Pick<Product, "id">, number])[],
+  extra: Partial<OrderRequest> = {},
+): OrderRequest {
   const items = lines.map(([{ id }, quantity]) => ({ productId: id, quantity }));
   return { requestId: randomUUID(), items, ...(extra as object) };
 }
@@ -58,7 +61,11 @@ export async function newOrder(customer: Person, ...request: Parameters<typeof o
 type PaymentRequest = MessageInitShape<typeof ProcessPaymentRequestSchema>;
 
 /** The request of a payment for an order. */
-export function paymentOf({ id, totalAmount }: Order, extra: Partial<PaymentRequest> = {}, token = "tok_visa"): PaymentRequest {
+export function paymentOf(
+  { id, totalAmount }: Order,
+  extra: Partial<PaymentRequest> = {},
+  token = "tok_visa",
+): PaymentRequest {
   return {
     requestId: randomUUID(),
     orderId: id,

@@ -101,7 +101,9 @@ async function startContainer(env: NodeJS.ProcessEnv): Promise<RunningServer> {
   const { ImageName, getContainerRuntimeClient } = await import("testcontainers");
   const problem = await within(ENGINE_TIMEOUT_MS, async () => {
     const client = await getContainerRuntimeClient();
-    return (await client.image.exists(ImageName.fromString(image))) ? undefined : `the image ${image} (TEST_POSTGRES_IMAGE) is not there`;
+    return (await client.image.exists(ImageName.fromString(image)))
+      ? undefined
+      : `the image ${image} (TEST_POSTGRES_IMAGE) is not there`;
   }).catch((error: Error) => `no container engine answers: ${error.message.split("\n")[0]}`);
   if (problem !== undefined && !problem.startsWith("the image")) {
     throw new UnavailableError(`TEST_DATABASE=container: ${problem}`);
@@ -125,7 +127,8 @@ async function startContainer(env: NodeJS.ProcessEnv): Promise<RunningServer> {
 
 async function useServer(env: NodeJS.ProcessEnv): Promise<RunningServer> {
   const url = env["TEST_DATABASE_URL"];
-  if (url === undefined) throw new UnavailableError("TEST_DATABASE=url needs TEST_DATABASE_URL, of a user who may create databases");
+  if (url === undefined)
+    throw new UnavailableError("TEST_DATABASE=url needs TEST_DATABASE_URL, of a user who may create databases");
   return { url, stop: async () => {} };
 }
 

@@ -79,7 +79,8 @@ export function startProgram(file: string, options: ProgramOptions = {}): Progra
     printed: (pattern) =>
       until(`${file} prints ${pattern}`, () => {
         const match = pattern.exec(output.stdout);
-        if (match === null && end !== undefined) throw new Error(`it ended (${end.code ?? end.signal}); ${described()}`);
+        if (match === null && end !== undefined)
+          throw new Error(`it ended (${end.code ?? end.signal}); ${described()}`);
         return match ?? undefined;
       }).catch((error: Error) => {
         throw new Error(`${error.message}; ${described()}`);
@@ -115,7 +116,9 @@ export function usePrograms() {
       await ended;
     }
     for (const folder of folders.splice(0)) {
-      await until(`no process uses ${folder}`, async () => ((await processesNaming(folder)).length === 0 ? true : undefined));
+      await until(`no process uses ${folder}`, async () =>
+        (await processesNaming(folder)).length === 0 ? true : undefined,
+      );
       await rm(folder, { recursive: true, force: true });
     }
   });
@@ -161,7 +164,9 @@ async function listProcesses(): Promise<RunningProcess[]> {
   return stdout.split("\n").flatMap((line) => {
     const [, pid, parentPid, state = "", command = ""] = /^\s*(\d+)\s+(\d+)\s+(\S+)\s+(.*)$/.exec(line) ?? [];
     // A process that has ended and whose parent has not taken note yet is none.
-    return pid === undefined || state.startsWith("Z") ? [] : [{ pid: Number(pid), parentPid: Number(parentPid), command }];
+    return pid === undefined || state.startsWith("Z")
+      ? []
+      : [{ pid: Number(pid), parentPid: Number(parentPid), command }];
   });
 }
 

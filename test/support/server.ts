@@ -59,7 +59,13 @@ export async function startTestServer(options: TestServerOptions = {}): Promise<
   const database = options.database ?? (await createDatabase());
   const clock = new FakeClock();
   const silent = pino({ level: "silent" });
-  const sandbox = await startSandbox({ port: 0, dataDir: join(dataDir, "sandbox"), log: silent, lateMs: 50, hangMs: 20_000 });
+  const sandbox = await startSandbox({
+    port: 0,
+    dataDir: join(dataDir, "sandbox"),
+    log: silent,
+    lateMs: 50,
+    hangMs: 20_000,
+  });
   const gateway = options.gateway ?? createSandboxGateway({ name: "sandbox-primary", baseUrl: sandbox.url });
   const config = readConfig({ NODE_ENV: "test", DATA_DIR: dataDir, ...options.settings });
   const log = options.logTo === undefined ? silent : pino({ level: "debug" }, options.logTo);
@@ -74,7 +80,8 @@ export async function startTestServer(options: TestServerOptions = {}): Promise<
     database,
     clock,
     sandbox,
-    as: (token) => clientsOver(createGrpcTransport({ baseUrl: server.url, sessionManager: session, interceptors: bearing(token) })),
+    as: (token) =>
+      clientsOver(createGrpcTransport({ baseUrl: server.url, sessionManager: session, interceptors: bearing(token) })),
     async stop() {
       session.abort();
       await stopAll(server, deps, sandbox);

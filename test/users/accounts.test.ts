@@ -22,7 +22,13 @@ describe("Register", () => {
 
   it("makes an account of the role USER, unverified, with all preferences on", async () => {
     const { user } = await server.as().auth.register(aRegistration("ada@tradepost.example"));
-    expect(user).to.include({ email: "ada@tradepost.example", firstName: "Ada", role: Role.USER, emailVerified: false, etag: "1" });
+    expect(user).to.include({
+      email: "ada@tradepost.example",
+      firstName: "Ada",
+      role: Role.USER,
+      emailVerified: false,
+      etag: "1",
+    });
     expect(user?.preferences).to.include({ newsletter: true, notifications: true });
     expect(user?.dateOfBirth).to.include({ year: 1990, month: 1, day: 2 });
     expect(user?.lastLoginTime).to.equal(undefined);
@@ -70,8 +76,14 @@ describe("Register", () => {
 
   it("demands a date of birth in the past", async () => {
     const tomorrow = new Date(Date.now() + 86_400_000);
-    const dateOfBirth = { year: tomorrow.getUTCFullYear(), month: tomorrow.getUTCMonth() + 1, day: tomorrow.getUTCDate() };
-    const refusal = await refusalOf(server.as().auth.register({ ...aRegistration("future@tradepost.example"), dateOfBirth }));
+    const dateOfBirth = {
+      year: tomorrow.getUTCFullYear(),
+      month: tomorrow.getUTCMonth() + 1,
+      day: tomorrow.getUTCDate(),
+    };
+    const refusal = await refusalOf(
+      server.as().auth.register({ ...aRegistration("future@tradepost.example"), dateOfBirth }),
+    );
     expect(refusal.reasons).to.deep.equal({ date_of_birth: "DATE_NOT_PAST" });
   });
 
@@ -86,7 +98,9 @@ describe("Register", () => {
   });
 
   it("refuses texts that PostgreSQL cannot hold", async () => {
-    const refusal = await refusalOf(server.as().auth.register({ ...aRegistration("nul@tradepost.example"), lastName: "Ma\0rsh" }));
+    const refusal = await refusalOf(
+      server.as().auth.register({ ...aRegistration("nul@tradepost.example"), lastName: "Ma\0rsh" }),
+    );
     expect(refusal.fields).to.deep.equal({ last_name: "Last name must not contain NUL characters" });
   });
 });
@@ -122,7 +136,10 @@ describe("Login", () => {
 
   it("demands an email and a password", async () => {
     const refusal = await refusalOf(server.as().auth.login({ email: "ada", password: "" }));
-    expect(refusal.fields).to.deep.equal({ email: "Email must be a valid email address", password: "Password is required" });
+    expect(refusal.fields).to.deep.equal({
+      email: "Email must be a valid email address",
+      password: "Password is required",
+    });
   });
 
   it("keeps only the hash of the refresh token", async () => {
@@ -198,6 +215,10 @@ describe("GetProfile", () => {
   it("answers NOT_FOUND for an account that was deleted", async () => {
     const { users, id } = await newCustomer(server);
     await sql(server.database, "UPDATE users SET delete_time = now() WHERE id = $1", [id]);
-    expect(await refusalOf(users.getProfile({}))).to.include({ code: Code[Code.NotFound], reason: "USER_NOT_FOUND", resource: `User ${id}` });
+    expect(await refusalOf(users.getProfile({}))).to.include({
+      code: Code[Code.NotFound],
+      reason: "USER_NOT_FOUND",
+      resource: `User ${id}`,
+    });
   });
 });

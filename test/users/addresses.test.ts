@@ -22,7 +22,9 @@ describe("CreateAddress", () => {
 
   it("leaves exactly one primary address when ten first ones come at once", async () => {
     const { users, id } = await newCustomer(server);
-    const calls = Array.from({ length: 10 }, (_, i) => users.createAddress({ address: { ...anAddress, primary: i % 2 === 0 } }));
+    const calls = Array.from({ length: 10 }, (_, i) =>
+      users.createAddress({ address: { ...anAddress, primary: i % 2 === 0 } }),
+    );
     expect(await tally(calls)).to.deep.equal({ ok: 10 });
     const rows = await sql(server.database, "SELECT 1 FROM addresses WHERE user_id = $1 AND is_primary", [id]);
     expect(rows).to.have.length(1);

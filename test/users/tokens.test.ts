@@ -69,7 +69,9 @@ describe("a forged access token", () => {
       { issuer: "tradepost", audience: "somebody-else" },
     ]) {
       const { token } = await new Tokens(keys, server.clock, claims).issue(caller);
-      expect((await refusalOf(server.as(token).users.getProfile({}))).reason, JSON.stringify(claims)).to.equal("TOKEN_INVALID");
+      expect((await refusalOf(server.as(token).users.getProfile({}))).reason, JSON.stringify(claims)).to.equal(
+        "TOKEN_INVALID",
+      );
     }
   });
 
@@ -89,7 +91,10 @@ describe("signing keys", () => {
   it("are one for all replicas that start together on a new database", async () => {
     const { SigningKeys } = await import("../../src/users/signing-keys.ts");
     await server.database.db.sequelize.query("DELETE FROM signing_keys");
-    const replicas = Array.from({ length: 5 }, () => new SigningKeys(server.deps.users, server.clock, Buffer.alloc(32)));
+    const replicas = Array.from(
+      { length: 5 },
+      () => new SigningKeys(server.deps.users, server.clock, Buffer.alloc(32)),
+    );
     await Promise.all(replicas.map((keys) => keys.load()));
     expect(new Set(replicas.map(({ signer }) => signer.id))).to.have.property("size", 1);
   });

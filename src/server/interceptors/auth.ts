@@ -18,11 +18,18 @@ export function auth(tokens: Tokens, log: Logger): Interceptor {
 
     const token = bearerToken(req.header.get("authorization"));
     if (token === undefined && access !== "anybody") {
-      throw new DomainError("unauthenticated", "TOKEN_MISSING", "Send an access token as `authorization: Bearer <token>`");
+      throw new DomainError(
+        "unauthenticated",
+        "TOKEN_MISSING",
+        "Send an access token as `authorization: Bearer <token>`",
+      );
     }
     if (token !== undefined) call.caller = await verify(tokens, token, log, call.requestId);
     if (!mayCall(access, call.caller?.role)) {
-      log.warn({ method, userId: call.caller?.userId, role: call.caller?.role, requestId: call.requestId }, "access denied");
+      log.warn(
+        { method, userId: call.caller?.userId, role: call.caller?.role, requestId: call.requestId },
+        "access denied",
+      );
       throw forbidden("ADMIN_REQUIRED", "Only an admin may do this");
     }
     return next(req);
@@ -33,7 +40,8 @@ async function verify(tokens: Tokens, token: string, log: Logger, requestId: str
   try {
     return await tokens.verify(token);
   } catch (error) {
-    if (error instanceof DomainError) log.warn({ requestId, cause: String(error.cause ?? "unknown key") }, "bad access token");
+    if (error instanceof DomainError)
+      log.warn({ requestId, cause: String(error.cause ?? "unknown key") }, "bad access token");
     throw error;
   }
 }

@@ -60,10 +60,7 @@ function translate(error: unknown, requestId: string): ConnectError {
   if (error instanceof DomainError) return fromDomain(error);
   if (isAway(error)) return fromDomain(databaseUnavailable(error));
   if (error instanceof ConnectError) return withReason(error);
-  const details = [
-    errorInfo("INTERNAL", {}),
-    { desc: RequestInfoSchema, value: { requestId, servingData: "" } },
-  ];
+  const details = [errorInfo("INTERNAL", {}), { desc: RequestInfoSchema, value: { requestId, servingData: "" } }];
   return new ConnectError("internal error", Code.Internal, undefined, details, error);
 }
 
@@ -81,7 +78,10 @@ function fromDomain({ kind, reason, message, details }: DomainError): ConnectErr
           {
             desc: RetryInfoSchema,
             value: {
-              retryDelay: { seconds: BigInt(Math.floor(retryAfterMs / 1000)), nanos: (retryAfterMs % 1000) * 1_000_000 },
+              retryDelay: {
+                seconds: BigInt(Math.floor(retryAfterMs / 1000)),
+                nanos: (retryAfterMs % 1000) * 1_000_000,
+              },
             },
           },
         ]),

@@ -45,7 +45,10 @@ export function logging(log: Logger): Interceptor {
 }
 
 function isOurFault(error: unknown): error is ConnectError {
-  return error instanceof ConnectError && (error.code === Code.Internal || error.code === Code.Unknown || error.code === Code.Unavailable);
+  return (
+    error instanceof ConnectError &&
+    (error.code === Code.Internal || error.code === Code.Unknown || error.code === Code.Unavailable)
+  );
 }
 
 /** Passes a stream on and tells once how it ended: by itself, by an error, or because its reader left. */

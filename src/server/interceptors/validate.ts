@@ -1,4 +1,12 @@
-import { type DescField, type DescMessage, type DescService, create, getOption, hasOption, type Message } from "@bufbuild/protobuf";
+import {
+  create,
+  type DescField,
+  type DescMessage,
+  type DescService,
+  getOption,
+  hasOption,
+  type Message,
+} from "@bufbuild/protobuf";
 import { pathToString } from "@bufbuild/protobuf/reflect";
 import { createValidator, type Violation } from "@bufbuild/protovalidate";
 import type { Interceptor } from "@connectrpc/connect";
@@ -80,7 +88,10 @@ function wording(ruleId: string, field: DescField | undefined): { reason: string
     case "string.uuid_empty":
       return { reason: "UUID_INVALID", text: "must be a UUID" };
     case "string.pattern":
-      return { reason: "FORMAT_INVALID", text: field?.name.endsWith("country") ? COUNTRY : `must match ${bound("pattern")}` };
+      return {
+        reason: "FORMAT_INVALID",
+        text: field?.name.endsWith("country") ? COUNTRY : `must match ${bound("pattern")}`,
+      };
     case "int32.gte":
       return { reason: "OUT_OF_RANGE", text: `must be at least ${bound("greaterThan")}` };
     case "int32.lte":
