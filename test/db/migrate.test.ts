@@ -1,5 +1,5 @@
 import { expect } from "chai";
-import { type Model, QueryTypes } from "sequelize";
+import { type Model, type ModelStatic, QueryTypes } from "sequelize";
 import { migrate } from "../../src/db/migrate.ts";
 import { CatalogStore } from "../../src/orders/catalog-store.ts";
 import { UserStore } from "../../src/users/store.ts";
@@ -39,11 +39,11 @@ describe("Sequelize's models", () => {
   it("have exactly the columns of the live schema, with their nullability", async () => {
     new UserStore(database.db);
     new CatalogStore(database.db);
-    const models = Object.values(database.db.sequelize.models) as (typeof Model & { getTableName(): string })[];
-    expect(models.map((model) => model.getTableName())).to.include.members(["users", "addresses", "products"]);
+    const models = Object.values(database.db.sequelize.models) as ModelStatic<Model>[];
+    expect(models.map((model) => String(model.getTableName()))).to.include.members(["users", "addresses", "products"]);
 
     for (const model of models) {
-      const table = model.getTableName();
+      const table = String(model.getTableName());
       const live = await database.db.sequelize.query<{ name: string; nullable: boolean }>(
         `SELECT column_name AS name, is_nullable = 'YES' AS nullable FROM information_schema.columns
           WHERE table_schema = 'public' AND table_name = $1 ORDER BY 1`,

@@ -27,7 +27,7 @@ interface SandboxCharge {
 }
 
 const chargesOf = async ({ sandbox }: TestServer): Promise<SandboxCharge[]> =>
-  (await (await fetch(`${sandbox.url}/charges`)).json()).charges;
+  ((await (await fetch(`${sandbox.url}/charges`)).json()) as { charges: SandboxCharge[] }).charges;
 
 describe("ProcessPayment with the sandbox gateway", () => {
   const server = useServer();

@@ -1,9 +1,6 @@
 import { randomUUID } from "node:crypto";
-import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { Order } from "../../gen/tradepost/order/v1/order_pb.js";
-import type { CreateOrderRequestSchema } from "../../gen/tradepost/order/v1/order_service_pb.js";
 import type { Product } from "../../gen/tradepost/order/v1/product_pb.js";
-import type { ProcessPaymentRequestSchema } from "../../gen/tradepost/payment/v1/payment_service_pb.js";
 import { fromDecimal, toDecimal, toMoneyMessage } from "../../src/money.ts";
 import { register } from "../../src/users/register.ts";
 import type { Clients, TestServer } from "./server.ts";
@@ -43,7 +40,14 @@ export async function newProduct(
   return present((await admin.catalog.createProduct({ product })).product);
 }
 
-type OrderRequest = MessageInitShape<typeof CreateOrderRequestSchema>;
+interface OrderRequest {
+  readonly requestId: string;
+  readonly customerId?: string;
+  items: { productId: string; quantity: number }[];
+  readonly shippingAddressId?: string;
+  readonly notes?: string;
+  readonly awaitPayment?: boolean;
+}
 
 /** The request of an order for so many of each product. */
 export function orderOf(
@@ -51,14 +55,20 @@ export function orderOf(
   extra: Partial<OrderRequest> = {},
 ): OrderRequest {
   const items = lines.map(([{ id }, quantity]) => ({ productId: id, quantity }));
-  return { requestId: randomUUID(), items, ...(extra as object) };
+  return { requestId: randomUUID(), items, ...extra };
 }
 
 export async function newOrder(customer: Person, ...request: Parameters<typeof orderOf>): Promise<Order> {
   return present((await customer.orders.createOrder(orderOf(...request))).order);
 }
 
-type PaymentRequest = MessageInitShape<typeof ProcessPaymentRequestSchema>;
+interface PaymentRequest {
+  readonly requestId: string;
+  readonly orderId?: string;
+  readonly customerId?: string;
+  readonly amount?: ReturnType<typeof money>;
+  readonly paymentMethod?: { method: ReturnType<typeof card>["method"] };
+}
 
 /** The request of a payment for an order. */
 export function paymentOf(
@@ -71,7 +81,7 @@ export function paymentOf(
     orderId: id,
     ...(totalAmount !== undefined && { amount: totalAmount }),
     paymentMethod: card(token),
-    ...(extra as object),
+    ...extra,
   };
 }
 

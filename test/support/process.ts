@@ -130,7 +130,7 @@ export function usePrograms() {
     async runService(settings: Readonly<Record<string, string>>, options?: ProgramOptions): Promise<ServiceProcess> {
       const program = startService(settings, options);
       const [, url = ""] = await program.printed(/Tradepost serves .* at (\S+)\n[^]*Ctrl-C stops it/);
-      return Object.defineProperties({ url } as ServiceProcess, Object.getOwnPropertyDescriptors(program));
+      return Object.create(program, { url: { value: url } }) as ServiceProcess;
     },
     async newFolder(): Promise<string> {
       const folder = await mkdtemp(join(tmpdir(), "tradepost-process-"));

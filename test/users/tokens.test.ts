@@ -1,5 +1,6 @@
 import { createHmac, createPrivateKey, generateKeyPairSync, randomUUID, sign } from "node:crypto";
 import { expect } from "chai";
+import type { JWK } from "jose";
 import { newCustomer, PASSWORD, type Person } from "../support/factories.ts";
 import { refusalOf } from "../support/refusals.ts";
 import { useServer } from "../support/server.ts";
@@ -8,7 +9,7 @@ const encode = (value: object) => Buffer.from(JSON.stringify(value)).toString("b
 const decode = (part = "") => JSON.parse(Buffer.from(part, "base64url").toString());
 
 /** Attacks that RFC 8725 warns of: each makes a token from a genuine one. */
-const forgeries: Record<string, (genuine: string, jwk: JsonWebKey) => string> = {
+const forgeries: Record<string, (genuine: string, jwk: JWK) => string> = {
   "no algorithm": (token) => {
     const [header, payload] = token.split(".");
     return `${encode({ ...decode(header), alg: "none" })}.${payload}.`;
@@ -46,7 +47,7 @@ describe("a forged access token", () => {
 
   for (const [name, forge] of Object.entries(forgeries)) {
     it(`with ${name} is refused without saying why`, async () => {
-      const jwks = await (await fetch(`${server.url}/.well-known/jwks.json`)).json();
+      const jwks = (await (await fetch(`${server.url}/.well-known/jwks.json`)).json()) as { keys: [JWK] };
       const refusal = await refusalOf(server.as(forge(person.token, jwks.keys[0])).users.getProfile({}));
       expect(refusal).to.include({
         code: "Unauthenticated",
