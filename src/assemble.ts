@@ -23,7 +23,7 @@ interface Parts {
   readonly clock?: Clock;
 }
 
-export const systemClock: Clock = { now: () => new Date() };
+const systemClock: Clock = { now: () => new Date() };
 
 export function openDatabase({ database }: Config, url: string): Database {
   return new Database({ url, poolMax: database.poolMax, prepared: database.prepared });

@@ -10,7 +10,7 @@ export interface Money {
   readonly nanos: bigint;
 }
 
-export const NANOS_PER_UNIT = 1_000_000_000n;
+const NANOS_PER_UNIT = 1_000_000_000n;
 const NANO_DIGITS = 9;
 /** The database keeps three decimals (numeric(11,3)); ISO 4217's few currencies with four cannot be used. */
 const MAX_MINOR_DIGITS = 3;

@@ -2,7 +2,7 @@ import { hkdfSync, randomBytes } from "node:crypto";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
-export const KEY_BYTES = 32;
+const KEY_BYTES = 32;
 const FILE = "secret.key";
 
 /**

@@ -63,7 +63,7 @@ export interface NewOrder {
   readonly orderTime: Date;
 }
 
-export const MAX_LINE_QUANTITY = 10_000;
+const MAX_LINE_QUANTITY = 10_000;
 
 /** One line a product, in the order in which the products first came. */
 export function mergeLines(lines: readonly OrderLine[]): OrderLine[] {

@@ -2,8 +2,8 @@ import type { Interceptor } from "@connectrpc/connect";
 import { callOf } from "../../call.ts";
 import { DomainError } from "../../errors.ts";
 
-export const DEFAULT_DEADLINE_MS = 15_000;
-export const MAX_DEADLINE_MS = 60_000;
+const DEFAULT_DEADLINE_MS = 15_000;
+const MAX_DEADLINE_MS = 60_000;
 
 /**
  * Ends every unary call at its deadline: the client's, at most 60 s, or 15 s where it sets none. The work behind it may

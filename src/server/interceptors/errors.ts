@@ -10,7 +10,7 @@ import { callOf } from "../../call.ts";
 import { databaseUnavailable, isAway } from "../../db/database.ts";
 import { DomainError, type ErrorKind } from "../../errors.ts";
 
-export const ERROR_DOMAIN = "tradepost";
+const ERROR_DOMAIN = "tradepost";
 
 /** The only place that knows how a domain error looks on the wire. */
 const codes: Readonly<Record<ErrorKind, Code>> = {
@@ -50,7 +50,7 @@ async function* translating<T>(stream: AsyncIterable<T>, requestId: string): Asy
   }
 }
 
-export function toConnectError(error: unknown, requestId: string): ConnectError {
+function toConnectError(error: unknown, requestId: string): ConnectError {
   const connectError = translate(error, requestId);
   connectError.metadata.set("x-request-id", requestId);
   return connectError;
