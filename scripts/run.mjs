@@ -129,25 +129,41 @@ function resolveProgram(target) {
   return fs.realpathSync(file);
 }
 
+/**
+ * The Node.js that the project pins: of the packages that deploy/runtime names, npm installs the one for this platform.
+ * It is looked up by package, since npm 10 links no command named `node` into node_modules/.bin, and npm 11 does.
+ */
+function pinnedNode() {
+  const runtime = JSON.parse(fs.readFileSync(path.join(root, "deploy", "runtime", "package.json"), "utf8"));
+  return Object.keys(runtime.optionalDependencies)
+    .filter((name) => name.startsWith("node-"))
+    .map((name) => path.join(root, "node_modules", name, "bin", "node"))
+    .find((file) => fs.existsSync(file));
+}
+
 /** The Node.js binaries to try, best first: the pinned one, then the one that runs this file. */
 function programNodes() {
-  const pinned = path.join(binDir, "node");
-  const nodes = fs.existsSync(pinned) ? [fs.realpathSync(pinned)] : [];
+  const pinned = pinnedNode();
+  const nodes = pinned === undefined ? [] : [pinned];
   if (isAtLeast(process.versions.node, [programNodeMajor, 0])) nodes.push(process.execPath);
   return nodes;
 }
 
 async function runProgram(relay, target, args) {
   const program = resolveProgram(target);
-  const env = { ...process.env, PATH: `${binDir}${path.delimiter}${withoutBinDir(process.env.PATH ?? "")}` };
   // The channel carries nothing: its closing tells the program that this process is gone, even by SIGKILL.
-  const options = { cwd: root, env, stdio: ["inherit", "inherit", "inherit", "ipc"] };
+  const options = { cwd: root, stdio: ["inherit", "inherit", "inherit", "ipc"] };
   // The first releases of Node.js 24 call type stripping experimental at every start, and one platform is pinned to them.
   const flags = ["--disable-warning=ExperimentalWarning"];
   let failure = `no package brings one for ${process.platform} on ${process.arch}`;
   for (const node of programNodes()) {
+    // What the program starts by the name of `node`, or of a dependency's command, runs on the same Node.js.
+    const searchPath = [binDir, path.dirname(node), withoutBinDir(process.env.PATH ?? "")].join(path.delimiter);
     try {
-      return await relay.run(node, [...flags, program, ...args], options);
+      return await relay.run(node, [...flags, program, ...args], {
+        ...options,
+        env: { ...process.env, PATH: searchPath },
+      });
     } catch (error) {
       // A binary made for another C library reports ENOENT or ENOEXEC although the file is there.
       failure = `${node} cannot be started (${error.code ?? error.message})`;

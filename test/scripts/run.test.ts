@@ -95,6 +95,10 @@ describe("scripts/run.mjs", () => {
     cpSync(path.join(root, "scripts"), path.join(project, "scripts"), { recursive: true });
     cpSync(path.join(root, "src/parent.ts"), path.join(project, "src/parent.ts"));
     write("package.json", JSON.stringify({ name: "planted", type: "module" }));
+    write(
+      "deploy/runtime/package.json",
+      JSON.stringify({ optionalDependencies: { "node-here": "24.0.0", "node-elsewhere": "24.0.0" } }),
+    );
     write("src/program.ts", program);
     write("bin/package.json", JSON.stringify({ type: "module" }));
     write("bin/npm", fakeNpm);
@@ -208,6 +212,22 @@ describe("scripts/run.mjs", () => {
         .and.to.contain(message);
     });
   }
+
+  it("runs the program, and what it starts, on the Node.js that a package brings", async () => {
+    const which =
+      'import { execSync } from "node:child_process"; console.log(process.env.PINNED, execSync("command -v node") + "");';
+    write("src/program.ts", which);
+    await start(["src/program.ts"]).ended;
+    const pinned = path.join(project, "node_modules/node-here/bin/node");
+    write("node_modules/node-here/bin/node", `#!/bin/sh\nPINNED=yes exec ${process.execPath} "$@"\n`);
+    expect(await start(["src/program.ts"]).ended).to.deep.include({ code: 0, stdout: `yes ${pinned}\n\n` });
+  });
+
+  it("falls back to its own Node.js, if that is new enough, where the package's cannot be started", async () => {
+    await start(["src/program.ts", "exit", "0"]).ended;
+    write("node_modules/node-here/bin/node", "#!/no/such/loader\n");
+    expect(await start(["src/program.ts", "exit", "4"]).ended).to.include({ code: 4 });
+  });
 
   it("names a program that is not there", async () => {
     expect((await start(["src/nothing.ts"]).ended).stderr).to.contain("There is no file src/nothing.ts in ");
