@@ -16,7 +16,7 @@ interface Applied {
 }
 
 /** The schema cannot be brought to the version of this code. `message` says why and what to do. */
-export class MigrationError extends Error {
+class MigrationError extends Error {
   override readonly name = "MigrationError";
 }
 

@@ -18,7 +18,7 @@ import type { NodeReq, NodeRes } from "./listener/exchange.ts";
 import { defaultLimits, type Limits } from "./listener/limits.ts";
 import { detectProtocol, Protocols } from "./listener/protocols.ts";
 
-export { type CorsOptions, defaultLimits, drainSignalKey, type HttpHandler, type Limits, type NodeReq, type NodeRes };
+export { type CorsOptions, drainSignalKey, type HttpHandler, type Limits, type NodeReq, type NodeRes };
 
 /** What a listener serves, and where. */
 export interface ListenerOptions {

@@ -98,25 +98,19 @@ async function startEmbeddedServer(): Promise<RunningServer> {
 async function startContainer(env: NodeJS.ProcessEnv): Promise<RunningServer> {
   const image = env["TEST_POSTGRES_IMAGE"] || DEFAULT_IMAGE;
   const { PostgreSqlContainer } = await import("@testcontainers/postgresql");
-  const { ImageName, getContainerRuntimeClient } = await import("testcontainers");
-  const problem = await within(ENGINE_TIMEOUT_MS, async () => {
-    const client = await getContainerRuntimeClient();
-    return (await client.image.exists(ImageName.fromString(image)))
-      ? undefined
-      : `the image ${image} (TEST_POSTGRES_IMAGE) is not there`;
-  }).catch((error: Error) => `no container engine answers: ${error.message.split("\n")[0]}`);
-  if (problem !== undefined && !problem.startsWith("the image")) {
-    throw new UnavailableError(`TEST_DATABASE=container: ${problem}`);
-  }
-  const fetchable = problem === undefined || !image.startsWith("local/");
-  if (!fetchable) throw new UnavailableError(`TEST_DATABASE=container: ${problem}`);
+  const { getContainerRuntimeClient, ImageName } = await import("testcontainers");
+  const hasImage = await within(ENGINE_TIMEOUT_MS, async () => {
+    const engine = await getContainerRuntimeClient();
+    return engine.image.exists(ImageName.fromString(image));
+  }).catch((error: Error) => {
+    throw new UnavailableError(`TEST_DATABASE=container: no container engine answers (${firstLine(error)})`);
+  });
+  // Not pulled here: that takes minutes without a word, or for ever where there is no registry.
+  if (!hasImage) throw new UnavailableError(`TEST_DATABASE=container: get the image first, with: docker pull ${image}`);
 
   const container = await new PostgreSqlContainer(image)
     .withCommand(["postgres", "-c", `max_connections=${MAX_CONNECTIONS}`, "-c", "fsync=off"])
-    .start()
-    .catch((error: Error) => {
-      throw new UnavailableError(`TEST_DATABASE=container: ${error.message.split("\n")[0]}`);
-    });
+    .start();
   return {
     url: container.getConnectionUri(),
     async stop() {
@@ -136,6 +130,10 @@ async function useServer(env: NodeJS.ProcessEnv): Promise<RunningServer> {
 class UnavailableError extends Error {
   override readonly name = "UnavailableError";
   override readonly stack = "";
+}
+
+function firstLine({ message }: Error): string {
+  return message.split("\n", 1)[0] ?? "";
 }
 
 async function within<T>(timeoutMs: number, work: () => Promise<T>): Promise<T> {

@@ -54,7 +54,7 @@ export interface Clients {
   readonly payments: Client<typeof PaymentService>;
 }
 
-export async function startTestServer(options: TestServerOptions = {}): Promise<TestServer> {
+async function startTestServer(options: TestServerOptions = {}): Promise<TestServer> {
   const dataDir = await mkdtemp(join(tmpdir(), "tradepost-server-"));
   const database = options.database ?? (await createDatabase());
   const clock = new FakeClock();
@@ -123,7 +123,7 @@ export function useServer(options: TestServerOptions = {}): TestServer {
   };
 }
 
-export function clientsOver(transport: Transport): Clients {
+function clientsOver(transport: Transport): Clients {
   const client = <Service extends DescService>(service: Service) => createClient(service, transport);
   return {
     auth: client(AuthService),

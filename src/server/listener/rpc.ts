@@ -240,7 +240,16 @@ function responseHeader(header: Headers | undefined): OutgoingFields {
   const fields: OutgoingFields = {};
   header?.forEach((value, name) => {
     const earlier = fields[name];
-    fields[name] = earlier === undefined ? value : [earlier, value].flat();
+    const text = name === "grpc-message" ? readableMessage(value) : value;
+    fields[name] = earlier === undefined ? text : [earlier, text].flat();
   });
   return fields;
+}
+
+/**
+ * Connect percent-encodes every character of a gRPC error's message that is special in a URI. The protocol asks for
+ * that only where a character is no printable ASCII, or "%", and @grpc/grpc-js leaves the others encoded when it reads.
+ */
+function readableMessage(encoded: string): string {
+  return encoded.replace(/%(2[0-46-9A-F]|3[A-F]|40|5[B-E]|60|7[B-E])/gi, (escaped) => decodeURIComponent(escaped));
 }
