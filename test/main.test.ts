@@ -1,19 +1,20 @@
 import { execFile } from "node:child_process";
+import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
-import { readdir, readFile, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import net, { type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { mkdtemp, rm } from "node:fs/promises";
 import { expect } from "chai";
 import { DEMO_PASSWORD } from "../src/demo.ts";
 import { selfSignedCertificate } from "./server/self-signed.ts";
 import { createDatabase, sql, type TestDatabase } from "./support/database.ts";
 import { administer, databaseUrl } from "./support/postgres.ts";
-import { type Ended, type Program, processesNaming, processTree, type ServiceProcess, until, usePrograms } from "./support/process.ts";
+import { type Ended, listProcesses, type Program, processesNaming, processTree, type RunningProcess, type ServiceProcess, until, usePrograms } from "./support/process.ts";
 
+const SECRET_KEY = randomBytes(32).toString("base64");
 const BIN = join(import.meta.dirname, "../node_modules/.bin");
 /** Loads code into the service that throws on SIGUSR2, as a fault nobody foresaw would. */
 const FAULT_ON_SIGUSR2 = ["--import", 'data:text/javascript,process.on("SIGUSR2",()=>{throw new Error("out of the blue")})'];
@@ -37,11 +38,9 @@ describe("the service on its embedded database", function () {
   const run = (settings: Record<string, string> = {}, options = {}) => runService({ DATA_DIR: dataDir, ...settings }, options);
 
   /** Nothing is left: no process of the tree, no PostgreSQL on the data, no claim, no database file. */
-  async function expectNothingLeft(tree: Awaited<ReturnType<typeof processTree>>): Promise<void> {
-    const alive = (await Promise.all(tree.map(async ({ pid, command }) => (await processTree(pid)).filter((it) => it.command === command)))).flat();
-    expect([...alive, ...(await processesNaming(dataDir))], "processes that are left").to.deep.equal([]);
-    expect(await readdir(dataDir)).to.include("postgres").and.not.include.members(["server.json"]);
-    expect((await readdir(dataDir)).filter((name) => /^(server|database)\.json/.test(name))).to.deep.equal([]);
+  async function expectNothingLeft(tree: readonly RunningProcess[]): Promise<void> {
+    expect([...(await alive(tree)), ...(await processesNaming(dataDir))], "processes that are left").to.deep.equal([]);
+    expect(await readdir(dataDir), "files that are left").to.have.members(["postgres", "sandbox", "secret.key"]);
     expect(existsSync(join(dataDir, "postgres", "data", "postmaster.pid")), "PostgreSQL's lock is left").to.equal(false);
   }
 
@@ -85,6 +84,7 @@ describe("the service on its embedded database", function () {
 
   it("ends at once when asked a second time, and PostgreSQL goes down nevertheless", async () => {
     const service = await run({ DRAIN_SECONDS: "300" });
+    const tree = await processTree(service.pid);
     const slow = await beginCall(service);
     service.child.kill("SIGTERM");
     await service.printed(/"stopping"/);
@@ -93,7 +93,7 @@ describe("the service on its embedded database", function () {
     const { code } = await service.ended.finally(() => clearInterval(patience));
     expect(code).to.equal(143);
     slow.abandon();
-    await until("PostgreSQL has gone", async () => ((await processesNaming(dataDir)).length === 0 ? true : undefined));
+    await until("all it started has gone", async () => ((await alive(tree)).length === 0 ? true : undefined));
   });
 
   it("stops cleanly in the middle of a start on an empty folder", async () => {
@@ -103,8 +103,9 @@ describe("the service on its embedded database", function () {
     const tree = await processTree(service.pid);
     expect(await service.stop()).to.include({ code: 0, stderr: "" });
     expect((await processesNaming(emptyDir)).map(({ command }) => command)).to.deep.equal([]);
-    expect((await Promise.all(tree.map(({ pid }) => processTree(pid)))).flat()).to.deep.equal([]);
-    expect(await readdir(emptyDir)).to.not.include("server.json");
+    expect(await alive(tree)).to.deep.equal([]);
+    expect(await readdir(emptyDir)).to.deep.equal(["postgres"]);
+    expect((await readdir(join(emptyDir, "postgres"))).filter((name) => name.startsWith("initdb-"))).to.deep.equal([]);
   });
 
   it("stops cleanly in the middle of a start whose PostgreSQL runs already", async () => {
@@ -170,14 +171,15 @@ describe("the service on a database of its user", function () {
   });
   afterEach(() => database.drop());
 
-  const settings = async () => ({ DATABASE_URL: database.url, DATA_DIR: await newFolder() });
+  // Services that share a database share the key of what is encrypted in it.
+  const settings = async () => ({ DATABASE_URL: database.url, DATA_DIR: await newFolder(), SECRET_KEY });
 
   it("starts no PostgreSQL, makes no demo data, and tells how to make the first admin", async () => {
     const given = await settings();
     const service = await runService(given);
     const tree = await processTree(service.pid);
     expect(tree.map(({ pid }) => pid)).to.deep.equal([service.pid]);
-    expect(await readdir(given.DATA_DIR)).to.have.members(["sandbox", "secret.key"]);
+    expect(await readdir(given.DATA_DIR)).to.deep.equal(["sandbox"]);
     expect(await sql(database, "SELECT 1 FROM users UNION ALL SELECT 1 FROM products")).to.deep.equal([]);
     expect(service.stdout).to.contain("npm run admin:create -- --email").and.not.contain(DEMO_PASSWORD);
     expect(await service.stop()).to.include({ code: 0, stderr: "" });
@@ -340,6 +342,12 @@ describe("the service with settings that are wrong", function () {
     }
   });
 });
+
+/** Those of the processes that are still there, under their own command and not another's that got the pid. */
+async function alive(tree: readonly RunningProcess[]): Promise<string[]> {
+  const now = await listProcesses();
+  return tree.filter((one) => now.some(({ pid, command }) => pid === one.pid && command === one.command)).map(({ command }) => command);
+}
 
 interface Answer {
   readonly status: number;

@@ -1,4 +1,5 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -58,12 +59,11 @@ export function startProgram(file: string, options: ProgramOptions = {}): Progra
     });
   }
   let end: Ended | undefined;
-  const ended = new Promise<Ended>((resolve, reject) => {
-    child.once("error", reject);
-    child.once("close", (code, signal) => {
-      end = { code, signal, ...output };
-      resolve(end);
-    });
+  // The child's own "close" never comes once we have disconnected its channel.
+  const closed = [child.stdout, child.stderr].map((stream) => stream && once(stream, "close"));
+  const ended = Promise.all([once(child, "exit"), ...closed]).then(([[code, signal]]) => {
+    end = { code, signal, ...output };
+    return end;
   });
   const described = () => `${file} printed:\n${output.stdout}${output.stderr}`;
   return {
@@ -151,13 +151,15 @@ export async function until<T>(what: string, look: () => T | undefined | Promise
   }
 }
 
-interface RunningProcess {
+/** One process of this machine. */
+export interface RunningProcess {
   readonly pid: number;
   readonly parentPid: number;
   readonly command: string;
 }
 
-async function listProcesses(): Promise<RunningProcess[]> {
+/** Every process of this machine that has not ended. */
+export async function listProcesses(): Promise<RunningProcess[]> {
   const { stdout } = await promisify(execFile)("ps", ["-A", "-ww", "-o", "pid=,ppid=,stat=,command="], {
     maxBuffer: 64 * 1024 * 1024,
   });
