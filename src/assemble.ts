@@ -9,7 +9,10 @@ import type { Gateway } from "./payments/gateways/gateway.ts";
 import { type FraudCheck, noFraudRules } from "./payments/screen.ts";
 import { PaymentStore } from "./payments/store.ts";
 import { derivedKey, keptSecretKey } from "./secret-key.ts";
+import { AddressStore } from "./users/address-store.ts";
 import { Passwords } from "./users/passwords.ts";
+import { SessionStore } from "./users/session-store.ts";
+import { SigningKeyStore } from "./users/signing-key-store.ts";
 import { SigningKeys } from "./users/signing-keys.ts";
 import { UserStore } from "./users/store.ts";
 import { Tokens } from "./users/tokens.ts";
@@ -23,7 +26,7 @@ interface Parts {
   readonly clock?: Clock;
 }
 
-const systemClock: Clock = { now: () => new Date() };
+export const systemClock: Clock = { now: () => new Date() };
 
 export function openDatabase({ database }: Config, url: string): Database {
   return new Database({ url, poolMax: database.poolMax, prepared: database.prepared });
@@ -42,7 +45,9 @@ export async function assemble({
   const secretKey = config.secretKey ?? keptSecretKey(config.dataDir);
   const users = new UserStore(db);
   const orders = new OrderStore(db);
-  const signingKeys = new SigningKeys(users, clock, derivedKey(secretKey, "signing keys"));
+  const addresses = new AddressStore(db);
+  const sessions = new SessionStore(db);
+  const signingKeys = new SigningKeys(new SigningKeyStore(db), clock, derivedKey(secretKey, "signing keys"));
   try {
     await signingKeys.load();
   } catch (error) {
@@ -56,6 +61,8 @@ export async function assemble({
     db,
     pageTokens: new PageTokens(derivedKey(secretKey, "page tokens")),
     users,
+    addresses,
+    sessions,
     passwords: new Passwords(config.passwords),
     tokens: new Tokens(signingKeys, clock, config.tokens),
     catalog: new CatalogStore(db),

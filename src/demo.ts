@@ -80,7 +80,7 @@ async function addAccount(
 ): Promise<User> {
   const user = await register(deps, { ...person, password: DEMO_PASSWORD, dateOfBirth: "1990-01-02" }, role);
   if (address !== undefined) {
-    await deps.users.createAddress({ ...address, id: uuidv7(), userId: user.id, createTime: deps.clock.now() });
+    await deps.addresses.create({ ...address, id: uuidv7(), userId: user.id, createTime: deps.clock.now() });
   }
   return user;
 }

@@ -7,7 +7,9 @@ import type { OrderStore } from "./orders/store.ts";
 import type { Gateway } from "./payments/gateways/gateway.ts";
 import type { FraudCheck } from "./payments/screen.ts";
 import type { PaymentStore } from "./payments/store.ts";
+import type { AddressStore } from "./users/address-store.ts";
 import type { Passwords } from "./users/passwords.ts";
+import type { SessionStore } from "./users/session-store.ts";
 import type { UserStore } from "./users/store.ts";
 import type { Tokens } from "./users/tokens.ts";
 
@@ -24,6 +26,8 @@ export interface Deps {
   readonly db: Database;
   readonly pageTokens: PageTokens;
   readonly users: UserStore;
+  readonly addresses: AddressStore;
+  readonly sessions: SessionStore;
   readonly passwords: Passwords;
   readonly tokens: Tokens;
   readonly catalog: CatalogStore;

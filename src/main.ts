@@ -130,7 +130,7 @@ class Service {
     const deps = await this.#step(() => assemble({ config, log, databaseUrl, gateway }));
     this.#started.add("database connections", () => deps.db.close(), STOP_TIMEOUT_MS);
     const embedded = claim !== undefined;
-    if (embedded && !(await deps.users.hasUsers())) await this.#step(() => fillWithDemoData(deps));
+    if (embedded && !(await deps.users.hasAny())) await this.#step(() => fillWithDemoData(deps));
 
     const server = await this.#step(() => startServer(deps, config));
     this.#started.add("server", () => server.stop(this.#drainMs), config.drainMs + STOP_TIMEOUT_MS);
@@ -176,8 +176,8 @@ class Service {
 }
 
 async function accountsOf({ users }: Deps, embedded: boolean): Promise<Greeting["accounts"]> {
-  if (embedded && (await users.findUserByEmail(demoAccounts[0].email)) !== undefined) return "demo";
-  return (await users.hasUsers()) ? "own" : "none";
+  if (embedded && (await users.findByEmail(demoAccounts[0].email)) !== undefined) return "demo";
+  return (await users.hasAny()) ? "own" : "none";
 }
 
 /** @throws ConfigError naming DATA_DIR when nothing can be written there. */
@@ -257,15 +257,18 @@ async function refuseOldPostgres(db: Database): Promise<void> {
   const text = "SELECT current_setting('server_version') AS name, current_setting('server_version_num')::int AS number";
   const [version] = await db.query<{ name: string; number: number }>({ name: "server-version", text }, []);
   if (version !== undefined && version.number >= OLDEST_POSTGRES * 10_000) return;
-  throw new Error(`Tradepost needs PostgreSQL ${OLDEST_POSTGRES} or newer, and this is ${version?.name ?? "unknown"}`);
+  throw new ConfigError(`this is PostgreSQL ${version?.name ?? "unknown"}, and Tradepost needs ${OLDEST_POSTGRES} or newer`);
 }
 
+/** Errors whose messages need neither the place nor an explanation. */
+const SAYS_IT_ALL = new Set(["MigrationError", "ConfigError"]);
 const TIMEOUT_MESSAGES = /timeout|timed out|no answer within/i;
 
 /** The second half of a sentence: why the database at `url` cannot be used, with names but without the password. */
 function whyUnusable(url: string, error: unknown): string {
   const { where, user, database } = placesOf(url);
   const message = sentenceOf(error);
+  if (error instanceof Error && SAYS_IT_ALL.has(error.name)) return message;
   switch (faultCode(error)) {
     case "ECONNREFUSED":
       return `nothing listens at ${where}: start PostgreSQL there, or correct the address`;

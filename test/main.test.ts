@@ -273,7 +273,7 @@ describe("the service on a database of its user", function () {
     );
     const name = new URL(database.url).pathname.slice(1);
     await administer(database.url, `ALTER DATABASE ${name} SET search_path = public, pg_catalog`);
-    await expectRefusal(await settings(), /^DATABASE_URL: .*needs PostgreSQL 15 or newer, and this is 14\.11/);
+    await expectRefusal(await settings(), /^DATABASE_URL: this is PostgreSQL 14\.11, and Tradepost needs 15 or newer/);
   });
 
   it("says which database is missing, and which user or password is wrong", async () => {

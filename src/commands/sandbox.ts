@@ -1,6 +1,11 @@
 /** The payment sandbox as a program of its own. */
+import { realpathSync } from "node:fs";
+import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
+import { readConfig } from "../config.ts";
+import { onStopRequest } from "../parent.ts";
 import { type SandboxOptions, startSandbox } from "../payments/gateways/sandbox-server.ts";
+import { createLog } from "../telemetry/log.ts";
 
 /** How the program runs, beside the sandbox's own options. */
 export interface RunSandboxOptions extends SandboxOptions {
@@ -47,4 +52,31 @@ function untilStopped(options: RunSandboxOptions): Promise<void> {
     options.signal?.addEventListener("abort", stop);
     if (options.signal?.aborted === true) stop();
   });
+}
+
+/** Runs the sandbox of the settings, until somebody asks it to stop or whoever started it is gone. */
+async function main(): Promise<void> {
+  const { payments, dataDir, log } = readConfig();
+  const stop = new AbortController();
+  onStopRequest((_reason, times) => {
+    if (times > 1) process.exit(1);
+    stop.abort();
+  });
+  await runSandbox({
+    port: payments.sandboxPort,
+    dataDir: join(dataDir, "sandbox"),
+    log: createLog(log),
+    signal: stop.signal,
+  });
+}
+
+/** The function above is used without the program, too. */
+if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === import.meta.filename) {
+  try {
+    await main();
+    process.exit(0);
+  } catch (error) {
+    process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
+    process.exit(1);
+  }
 }

@@ -26,10 +26,13 @@ export interface Statement {
 /** PostgreSQL through Sequelize, with a way to run hot statements by name on the same connections. */
 export class Database {
   readonly sequelize: Sequelize;
+  /** With its password: never to be logged. */
+  readonly url: string;
   readonly #prepared: boolean;
 
   constructor({ url, poolMax, prepared }: DatabaseOptions) {
     this.#prepared = prepared;
+    this.url = url;
     this.sequelize = new Sequelize(url, {
       dialect: "postgres",
       logging: false,

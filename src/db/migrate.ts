@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { Logger, runMigrations } from "graphile-worker";
 import type { Client } from "pg";
 import { Umzug } from "umzug";
 import type { Database } from "./database.ts";
@@ -16,13 +17,13 @@ interface Applied {
 }
 
 /** The schema cannot be brought to the version of this code. `message` says why and what to do. */
-class MigrationError extends Error {
+export class MigrationError extends Error {
   override readonly name = "MigrationError";
 }
 
 /**
- * Applies the numbered SQL files that the database has not seen, each in a transaction of its own, under an advisory
- * lock so that replicas which start together wait for each other.
+ * Applies the numbered SQL files that the database has not seen, each in a transaction of its own, and those of the job
+ * queue, under an advisory lock so that replicas which start together wait for each other.
  * @returns the names of the files that were applied.
  * @throws MigrationError when an applied file was changed or is unknown to this code, or a file fails.
  */
@@ -31,6 +32,8 @@ export async function migrate(db: Database): Promise<string[]> {
     await connection.query(`SET lock_timeout = ${LOCK_TIMEOUT_MS}`);
     await connection.query("SELECT pg_advisory_lock($1)", [LOCK_KEY]);
     try {
+      // The job queue keeps its tables in a schema of its own, and brings their migrations along.
+      await runMigrations({ connectionString: db.url, logger: new Logger(() => () => {}) });
       return await applyPending(connection);
     } finally {
       await connection.query("SELECT pg_advisory_unlock($1)", [LOCK_KEY]);

@@ -1,13 +1,9 @@
-import { DataTypes, type Model, type ModelStatic } from "sequelize";
+import { DataTypes } from "sequelize";
 import type { Database } from "../db/database.ts";
+import { columns, count, flag, id, instant, reference, type Table, text } from "../db/model.ts";
 import { inTransaction } from "../db/transaction.ts";
 import { fromDecimal, toDecimal } from "../money.ts";
 import type { Product } from "./product.ts";
-
-const { UUID, TEXT, DATE, BOOLEAN, INTEGER, BIGINT, BLOB, DECIMAL } = DataTypes;
-const columns = { timestamps: false, underscored: true } as const;
-// Sequelize writes into each definition, so every column gets an object of its own.
-const text = () => ({ type: TEXT, allowNull: false });
 
 type ProductRow = Omit<Product, "price"> & { readonly currency: string; readonly price: string };
 
@@ -36,40 +32,40 @@ export interface ProductFilter {
 /** All SQL about products and their stock journal; orders take stock in {@link file://./store.ts}. */
 export class CatalogStore {
   readonly #db: Database;
-  readonly #products: ModelStatic<Model<ProductRow, ProductRow>>;
-  readonly #movements: ModelStatic<Model<MovementRow, MovementRow>>;
+  readonly #products: Table<ProductRow>;
+  readonly #movements: Table<MovementRow>;
 
   constructor(db: Database) {
     this.#db = db;
     this.#products = db.sequelize.define(
       "products",
       {
-        id: { type: UUID, primaryKey: true },
+        id: id(),
         name: text(),
         description: text(),
         currency: text(),
-        price: { type: DECIMAL(11, 3), allowNull: false },
-        stockQuantity: { type: INTEGER, allowNull: false },
-        active: { type: BOOLEAN, allowNull: false },
-        createTime: { type: DATE(3), allowNull: false },
-        updateTime: { type: DATE(3), allowNull: false },
-        version: { type: INTEGER, allowNull: false },
+        price: { type: DataTypes.DECIMAL(11, 3), allowNull: false },
+        stockQuantity: count(),
+        active: flag(),
+        createTime: instant(),
+        updateTime: instant(),
+        version: count(),
       },
       columns,
     );
     this.#movements = db.sequelize.define(
       "stock_movements",
       {
-        id: { type: BIGINT, primaryKey: true, autoIncrement: true },
-        productId: { type: UUID, allowNull: false },
-        delta: { type: INTEGER, allowNull: false },
+        id: { type: DataTypes.BIGINT, primaryKey: true, autoIncrement: true },
+        productId: reference(),
+        delta: count(),
         kind: text(),
-        orderId: { type: UUID },
+        orderId: { type: DataTypes.UUID },
         reason: text(),
-        actorId: { type: UUID },
-        requestId: { type: UUID },
-        requestHash: { type: BLOB },
-        createTime: { type: DATE(3), allowNull: false },
+        actorId: { type: DataTypes.UUID },
+        requestId: { type: DataTypes.UUID },
+        requestHash: { type: DataTypes.BLOB },
+        createTime: instant(),
       },
       columns,
     );

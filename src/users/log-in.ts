@@ -3,6 +3,7 @@ import { v7 as uuidv7 } from "uuid";
 import type { Call } from "../call.ts";
 import type { Clock } from "../deps.ts";
 import type { Passwords } from "./passwords.ts";
+import type { SessionStore } from "./session-store.ts";
 import type { UserStore } from "./store.ts";
 import type { AccessToken, Tokens } from "./tokens.ts";
 import { credentialsInvalid, normaliseEmail, type User } from "./user.ts";
@@ -24,11 +25,11 @@ export interface Login {
  * @throws DomainError CREDENTIALS_INVALID, OVERLOADED
  */
 export async function logIn(
-  deps: { users: UserStore; passwords: Passwords; tokens: Tokens; clock: Clock },
+  deps: { users: UserStore; sessions: SessionStore; passwords: Passwords; tokens: Tokens; clock: Clock },
   credentials: { readonly email: string; readonly password: string },
   { clientAddress, userAgent }: Pick<Call, "clientAddress" | "userAgent">,
 ): Promise<Login> {
-  const found = await deps.users.findUserByEmail(normaliseEmail(credentials.email));
+  const found = await deps.users.findByEmail(normaliseEmail(credentials.email));
   const matches = await deps.passwords.matches(found?.passwordHash, credentials.password);
   if (found === undefined || !matches || found.deleteTime !== null) throw credentialsInvalid();
 
@@ -45,7 +46,12 @@ export async function logIn(
     userAgent: userAgent.slice(0, MAX_USER_AGENT_CHARS),
   };
   const tokenHash = createHash("sha256").update(refreshToken).digest();
-  const user = await deps.users.openSession(session, { tokenHash, sessionId: session.id, createTime: now, expireTime });
+  const user = await deps.users.transaction(async (transaction) => {
+    const noted = await deps.users.noteLogin(found.id, now, transaction);
+    const first = { tokenHash, sessionId: session.id, createTime: now, expireTime, rotateTime: null };
+    if (noted !== undefined) await deps.sessions.open(session, first, transaction);
+    return noted;
+  });
   if (user === undefined) throw credentialsInvalid();
 
   const access = await deps.tokens.issue({ userId: user.id, role: user.role, sessionId: session.id });

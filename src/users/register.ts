@@ -45,6 +45,6 @@ export async function register(
     deleteTime: null,
     version: 1,
   };
-  await users.createUser(user);
+  await users.create(user);
   return user;
 }

@@ -10,7 +10,7 @@ import {
   type JWK,
 } from "jose";
 import type { Clock } from "../deps.ts";
-import type { SigningKey, UserStore } from "./store.ts";
+import type { SigningKey, SigningKeyStore } from "./signing-key-store.ts";
 
 export const ALGORITHM = "EdDSA";
 const NONCE_BYTES = 12;
@@ -27,14 +27,14 @@ interface LoadedKey {
 
 /** The keys that sign and check access tokens, shared by all replicas through the database. */
 export class SigningKeys {
-  readonly #store: UserStore;
+  readonly #store: SigningKeyStore;
   readonly #clock: Clock;
   readonly #secretKey: Buffer;
   #keys: readonly LoadedKey[] = [];
   #signer: { readonly id: string; readonly privateKey: CryptoKey } | undefined;
   #reloadedAt = 0;
 
-  constructor(store: UserStore, clock: Clock, secretKey: Buffer) {
+  constructor(store: SigningKeyStore, clock: Clock, secretKey: Buffer) {
     this.#store = store;
     this.#clock = clock;
     this.#secretKey = secretKey;
@@ -45,7 +45,7 @@ export class SigningKeys {
    * @throws Error naming SECRET_KEY when the keys were encrypted with another one.
    */
   async load(): Promise<void> {
-    if ((await this.#store.signingKeys()).length === 0) await this.#store.createFirstSigningKey(await this.#generate());
+    if ((await this.#store.list()).length === 0) await this.#store.createFirst(await this.#generate());
     await this.#reload();
   }
 
@@ -71,7 +71,7 @@ export class SigningKeys {
 
   async #reload(): Promise<void> {
     this.#reloadedAt = Date.now();
-    const rows = await this.#store.signingKeys();
+    const rows = await this.#store.list();
     this.#keys = await Promise.all(rows.map(loadPublic));
     const newest = rows[0];
     if (newest === undefined || newest.id === this.#signer?.id) return;
@@ -82,12 +82,14 @@ export class SigningKeys {
   async #generate(): Promise<SigningKey> {
     const { publicKey, privateKey } = await generateKeyPair(ALGORITHM, { crv: "Ed25519", extractable: true });
     const jwk = await exportJWK(publicKey);
+    const now = this.#clock.now();
     const id = await calculateJwkThumbprint(jwk);
     return {
       id,
       publicKey: { ...jwk, kid: id, alg: ALGORITHM, use: "sig" },
       privateKey: this.#encrypt(await exportPKCS8(privateKey), id),
-      createTime: this.#clock.now(),
+      createTime: now,
+      activateTime: now,
     };
   }
 

@@ -29,18 +29,18 @@ export const userRules = [
   ),
 ];
 
-export function userService({ users, clock, pageTokens }: Deps): Partial<ServiceImpl<typeof UserService>> {
+export function userService({ users, addresses, clock, pageTokens }: Deps): Partial<ServiceImpl<typeof UserService>> {
   return {
     async getProfile(_request, context) {
       const { userId } = callerOf(context);
-      const user = await users.findUser(userId);
+      const user = await users.find(userId);
       if (user === undefined || user.deleteTime !== null) throw notFound("User", userId);
       return { user: toUserMessage(user) };
     },
 
     async createAddress({ address: given }, context) {
       const { userId } = callerOf(context);
-      const address = await users.createAddress({
+      const address = await addresses.create({
         id: uuidv7(),
         userId,
         street: given?.street ?? "",
@@ -57,7 +57,7 @@ export function userService({ users, clock, pageTokens }: Deps): Partial<Service
     async listAddresses(request, context) {
       const { userId } = callerOf(context);
       const page = readPage(pageTokens, request, ["ListAddresses", userId]);
-      const rows = await users.listAddresses(userId, page.limit, page.after?.[0]);
+      const rows = await addresses.list(userId, page.limit, page.after?.[0]);
       const { items, nextPageToken } = pageOf(page, rows, ({ id }) => [id]);
       return { addresses: items.map(toAddressMessage), nextPageToken };
     },

@@ -2,6 +2,9 @@ import { expect } from "chai";
 import { type Model, type ModelStatic, QueryTypes } from "sequelize";
 import { migrate } from "../../src/db/migrate.ts";
 import { CatalogStore } from "../../src/orders/catalog-store.ts";
+import { AddressStore } from "../../src/users/address-store.ts";
+import { SessionStore } from "../../src/users/session-store.ts";
+import { SigningKeyStore } from "../../src/users/signing-key-store.ts";
 import { UserStore } from "../../src/users/store.ts";
 import { sql, useDatabase } from "../support/database.ts";
 
@@ -37,10 +40,15 @@ describe("Sequelize's models", () => {
   const database = useDatabase();
 
   it("have exactly the columns of the live schema, with their nullability", async () => {
-    new UserStore(database.db);
-    new CatalogStore(database.db);
+    for (const Store of [UserStore, AddressStore, SessionStore, SigningKeyStore, CatalogStore]) new Store(database.db);
     const models = Object.values(database.db.sequelize.models) as ModelStatic<Model>[];
-    expect(models.map((model) => String(model.getTableName()))).to.include.members(["users", "addresses", "products"]);
+    expect(models.map((model) => String(model.getTableName()))).to.include.members([
+      "users",
+      "addresses",
+      "sessions",
+      "signing_keys",
+      "products",
+    ]);
 
     for (const model of models) {
       const table = String(model.getTableName());

@@ -65,7 +65,6 @@ export function startProgram(file: string, options: ProgramOptions = {}): Progra
     end = { code, signal, ...output };
     return end;
   });
-  const described = () => `${file} printed:\n${output.stdout}${output.stderr}`;
   return {
     pid: child.pid ?? 0,
     child,
@@ -79,11 +78,10 @@ export function startProgram(file: string, options: ProgramOptions = {}): Progra
     printed: (pattern) =>
       until(`${file} prints ${pattern}`, () => {
         const match = pattern.exec(output.stdout);
-        if (match === null && end !== undefined)
-          throw new Error(`it ended (${end.code ?? end.signal}); ${described()}`);
+        if (match === null && end !== undefined) throw new Error(`${file} ended (${end.code ?? end.signal})`);
         return match ?? undefined;
       }).catch((error: Error) => {
-        throw new Error(`${error.message}; ${described()}`);
+        throw new Error(`${error.message}; it printed:\n${output.stdout}${output.stderr}`);
       }),
     stop(signal = "SIGTERM") {
       child.kill(signal);

@@ -1,6 +1,7 @@
 import { createHmac, createPrivateKey, generateKeyPairSync, randomUUID, sign } from "node:crypto";
 import { expect } from "chai";
 import type { JWK } from "jose";
+import { SigningKeyStore } from "../../src/users/signing-key-store.ts";
 import { newCustomer, PASSWORD, type Person } from "../support/factories.ts";
 import { refusalOf } from "../support/refusals.ts";
 import { useServer } from "../support/server.ts";
@@ -62,7 +63,7 @@ describe("a forged access token", () => {
     const { SigningKeys } = await import("../../src/users/signing-keys.ts");
     const { derivedKey, keptSecretKey } = await import("../../src/secret-key.ts");
     const secret = derivedKey(keptSecretKey(server.deps.config.dataDir), "signing keys");
-    const keys = new SigningKeys(server.deps.users, server.clock, secret);
+    const keys = new SigningKeys(new SigningKeyStore(server.deps.db), server.clock, secret);
     await keys.load();
     const caller = { userId: person.id, role: "ADMIN", sessionId: randomUUID() } as const;
     for (const claims of [
@@ -94,7 +95,7 @@ describe("signing keys", () => {
     await server.database.db.sequelize.query("DELETE FROM signing_keys");
     const replicas = Array.from(
       { length: 5 },
-      () => new SigningKeys(server.deps.users, server.clock, Buffer.alloc(32)),
+      () => new SigningKeys(new SigningKeyStore(server.deps.db), server.clock, Buffer.alloc(32)),
     );
     await Promise.all(replicas.map((keys) => keys.load()));
     expect(new Set(replicas.map(({ signer }) => signer.id))).to.have.property("size", 1);
@@ -102,7 +103,7 @@ describe("signing keys", () => {
 
   it("cannot be read with another SECRET_KEY, and the error names that setting", async () => {
     const { SigningKeys } = await import("../../src/users/signing-keys.ts");
-    const other = new SigningKeys(server.deps.users, server.clock, Buffer.alloc(32, 9));
+    const other = new SigningKeys(new SigningKeyStore(server.deps.db), server.clock, Buffer.alloc(32, 9));
     const error = await other.load().catch((reason: Error) => reason);
     expect(String(error)).to.include("SECRET_KEY");
   });

@@ -28,6 +28,45 @@ COMMENT ON COLUMN users.email IS 'Normalised: trimmed, NFKC, lower case.';
 COMMENT ON COLUMN users.password_hash IS 'Argon2id in PHC string format.';
 COMMENT ON COLUMN users.version IS 'Grows with every update by a person; the etag.';
 
+-- For lists in the order of ids that ask for a few accounts among many.
+CREATE INDEX users_email_prefix ON users (email text_pattern_ops);
+CREATE INDEX users_admins ON users (id) WHERE role = 'ADMIN' AND delete_time IS NULL;
+
+CREATE TABLE account_events (
+  id          uuid PRIMARY KEY,
+  user_id     uuid NOT NULL REFERENCES users,
+  actor_id    uuid REFERENCES users,
+  type        text NOT NULL CHECK (type ~ '^[A-Z][A-Z_]+$'),
+  details     jsonb NOT NULL DEFAULT '{}',
+  create_time timestamptz(3) NOT NULL
+);
+COMMENT ON TABLE account_events IS 'Who changed what on which account, when; never a secret. No actor: nobody signed in, or the service itself.';
+CREATE INDEX account_events_user ON account_events (user_id, id DESC);
+
+CREATE TABLE login_failures (
+  email            text PRIMARY KEY CHECK (char_length(email) <= 254),
+  attempts         integer NOT NULL CHECK (attempts >= 0),
+  locks            integer NOT NULL DEFAULT 0 CHECK (locks >= 0),
+  lock_expire_time timestamptz(3),
+  update_time      timestamptz(3) NOT NULL
+);
+COMMENT ON TABLE login_failures IS 'Wrong passwords in a row by normalised email, with or without an account, so that a lock reveals nothing. A good login, a reset and an admin delete the row.';
+COMMENT ON COLUMN login_failures.attempts IS 'Wrong passwords since the last good login; every fifth one locks.';
+COMMENT ON COLUMN login_failures.locks IS 'Locks since the last good login: each is twice as long as the one before.';
+CREATE INDEX login_failures_age ON login_failures (update_time);
+
+CREATE TABLE account_tokens (
+  token_hash  bytea PRIMARY KEY CHECK (octet_length(token_hash) = 32),
+  user_id     uuid NOT NULL REFERENCES users,
+  purpose     text NOT NULL CHECK (purpose IN ('VERIFY_EMAIL', 'RESET_PASSWORD')),
+  email       text NOT NULL,
+  create_time timestamptz(3) NOT NULL,
+  expire_time timestamptz(3) NOT NULL
+);
+COMMENT ON TABLE account_tokens IS 'SHA-256 of the single-use tokens that were mailed; using one deletes it.';
+COMMENT ON COLUMN account_tokens.email IS 'Where it was mailed: it proves nothing about an address the account has since.';
+CREATE INDEX account_tokens_user ON account_tokens (user_id, purpose);
+
 CREATE TABLE sessions (
   id             uuid PRIMARY KEY,
   user_id        uuid NOT NULL REFERENCES users,
@@ -37,27 +76,38 @@ CREATE TABLE sessions (
   client_address text NOT NULL DEFAULT '',
   user_agent     text NOT NULL DEFAULT '' CHECK (char_length(user_agent) <= 256)
 );
-COMMENT ON TABLE sessions IS 'One row a login; the `sid` of its access tokens.';
-CREATE INDEX sessions_user ON sessions (user_id, id);
+COMMENT ON TABLE sessions IS 'One row an open session; the `sid` of its access tokens. Ending one deletes it.';
+CREATE INDEX sessions_user ON sessions (user_id, id DESC);
 
 CREATE TABLE refresh_tokens (
   token_hash  bytea PRIMARY KEY CHECK (octet_length(token_hash) = 32),
   session_id  uuid NOT NULL REFERENCES sessions ON DELETE CASCADE,
   create_time timestamptz(3) NOT NULL,
-  expire_time timestamptz(3) NOT NULL
+  expire_time timestamptz(3) NOT NULL,
+  rotate_time timestamptz(3)
 );
-COMMENT ON TABLE refresh_tokens IS 'SHA-256 of each refresh token that was given out; the tokens themselves are not kept.';
+COMMENT ON TABLE refresh_tokens IS 'SHA-256 of each refresh token that was given out for an open session; the tokens themselves are not kept.';
+COMMENT ON COLUMN refresh_tokens.rotate_time IS 'When it was used up. Seen again long after that, somebody has stolen it.';
 CREATE INDEX refresh_tokens_session ON refresh_tokens (session_id);
 
-CREATE TABLE signing_keys (
-  id          text PRIMARY KEY,
-  public_key  jsonb NOT NULL,
-  private_key bytea NOT NULL,
+CREATE TABLE session_revocations (
+  id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  session_id  uuid NOT NULL,
   create_time timestamptz(3) NOT NULL
 );
-COMMENT ON TABLE signing_keys IS 'Ed25519 keys of access tokens; the newest one signs, all are published.';
+COMMENT ON TABLE session_revocations IS 'Access tokens of this session that were made before this instant are refused. Rows older than an access token can be are of no use and are deleted.';
+CREATE INDEX session_revocations_time ON session_revocations (create_time);
+
+CREATE TABLE signing_keys (
+  id            text PRIMARY KEY,
+  public_key    jsonb NOT NULL,
+  private_key   bytea NOT NULL,
+  create_time   timestamptz(3) NOT NULL,
+  activate_time timestamptz(3) NOT NULL
+);
+COMMENT ON TABLE signing_keys IS 'Ed25519 keys of access tokens. All are published; of those whose activate_time has come the newest one signs.';
 COMMENT ON COLUMN signing_keys.id IS 'The `kid`: RFC 7638 thumbprint of the public key.';
-COMMENT ON COLUMN signing_keys.private_key IS 'PKCS #8, encrypted with AES-256-GCM under the setting SECRET_KEY: nonce (12 bytes), tag (16), ciphertext.';
+COMMENT ON COLUMN signing_keys.private_key IS 'PKCS #8, encrypted with AES-256-GCM under a key derived from the setting SECRET_KEY: nonce (12 bytes), tag (16), ciphertext.';
 
 CREATE TABLE addresses (
   id          uuid PRIMARY KEY,

@@ -1,0 +1,25 @@
+import type { Transaction } from "sequelize";
+import type { Database } from "../db/database.ts";
+
+/** Work to be done after the transaction that asks for it has committed; never if it rolls back. */
+export interface Job {
+  /** Which handler does it: see the handlers that main.ts gives to the worker. */
+  readonly task: string;
+  readonly payload: object;
+  /** A job with the same key that waits is replaced instead of doubled. */
+  readonly key?: string;
+}
+
+/** Enqueues jobs in `transaction`, all in one statement: each statement is one NOTIFY, and those serialise commits. */
+export async function enqueue(db: Database, jobs: readonly Job[], transaction: Transaction): Promise<void> {
+  if (jobs.length === 0) return;
+  await db.query(
+    {
+      name: "enqueue-jobs",
+      text: `SELECT count(*) FROM graphile_worker.add_jobs(ARRAY(
+               SELECT json_populate_record(NULL::graphile_worker.job_spec, spec) FROM json_array_elements($1::json) spec))`,
+    },
+    [JSON.stringify(jobs.map(({ task, payload, key }) => ({ identifier: task, payload, job_key: key ?? null })))],
+    transaction,
+  );
+}
