@@ -19,6 +19,8 @@ const stopSignals = ["SIGINT", "SIGTERM", "SIGHUP"];
 
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
 const binDir = path.join(root, "node_modules", ".bin");
+// Compiled code is kept beside the packages: every later start is a good third of a second sooner.
+const compileCache = path.join(root, "node_modules", ".cache", "compiled");
 
 /** A fault that the person at the terminal can mend: its message is the whole report. */
 class Refusal extends Error {}
@@ -162,7 +164,7 @@ async function runProgram(relay, target, args) {
     try {
       return await relay.run(node, [...flags, program, ...args], {
         ...options,
-        env: { ...process.env, PATH: searchPath },
+        env: { NODE_COMPILE_CACHE: compileCache, ...process.env, PATH: searchPath },
       });
     } catch (error) {
       // A binary made for another C library reports ENOENT or ENOEXEC although the file is there.

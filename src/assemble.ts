@@ -1,16 +1,33 @@
 import type { Logger } from "pino";
 import type { Config } from "./config.ts";
 import { Database } from "./db/database.ts";
+import { Listener } from "./db/listen.ts";
 import { PageTokens } from "./db/page.ts";
 import type { Clock, Deps } from "./deps.ts";
+import { openFiles } from "./files/open-files.ts";
+import type { JobHandlers } from "./jobs/worker.ts";
+import type { Mail } from "./mail/mail.ts";
+import { openMail } from "./mail/open-mail.ts";
 import { CatalogStore } from "./orders/catalog-store.ts";
+import { OrderFeed } from "./orders/order-feed.ts";
 import { OrderStore } from "./orders/store.ts";
 import type { Gateway } from "./payments/gateways/gateway.ts";
 import { type FraudCheck, noFraudRules } from "./payments/screen.ts";
 import { PaymentStore } from "./payments/store.ts";
+import { rateLimits } from "./rate-limits.ts";
 import { derivedKey, keptSecretKey } from "./secret-key.ts";
+import { SecurityLog } from "./telemetry/security-log.ts";
+import { accountJobs } from "./users/account-jobs.ts";
+import { AccountTokenStore } from "./users/account-token-store.ts";
 import { AddressStore } from "./users/address-store.ts";
+import { AvatarImages } from "./users/avatar-image.ts";
+import { avatarJobs } from "./users/avatar-jobs.ts";
+import { AvatarStore } from "./users/avatar-store.ts";
+import { LockStore } from "./users/lock-store.ts";
+import { LOCK_RULE } from "./users/locks.ts";
 import { Passwords } from "./users/passwords.ts";
+import { RefreshTokens } from "./users/refresh-tokens.ts";
+import { Revocations } from "./users/revocations.ts";
 import { SessionStore } from "./users/session-store.ts";
 import { SigningKeyStore } from "./users/signing-key-store.ts";
 import { SigningKeys } from "./users/signing-keys.ts";
@@ -23,6 +40,8 @@ interface Parts {
   readonly databaseUrl: string;
   readonly gateway: Gateway;
   readonly fraud?: FraudCheck;
+  /** Not given: as the settings want it. */
+  readonly mail?: Mail;
   readonly clock?: Clock;
 }
 
@@ -32,15 +51,17 @@ export function openDatabase({ database }: Config, url: string): Database {
   return new Database({ url, poolMax: database.poolMax, prepared: database.prepared });
 }
 
-/** Makes everything that the services need, on a migrated database. Whoever calls closes `db` and `gateway`. */
+/** Makes everything that the services need, on a migrated database. Whoever calls disconnects, and closes `gateway` and `mail`. */
 export async function assemble({
   config,
   log,
   databaseUrl,
   gateway,
   fraud = noFraudRules,
+  mail = openMail(config, log),
   clock = systemClock,
 }: Parts): Promise<Deps> {
+  const files = await openFiles({ dataDir: config.dataDir, ...config.avatars });
   const db = openDatabase(config, databaseUrl);
   const secretKey = config.secretKey ?? keptSecretKey(config.dataDir);
   const users = new UserStore(db);
@@ -48,27 +69,60 @@ export async function assemble({
   const addresses = new AddressStore(db);
   const sessions = new SessionStore(db);
   const signingKeys = new SigningKeys(new SigningKeyStore(db), clock, derivedKey(secretKey, "signing keys"));
+  const listener = new Listener({ url: databaseUrl, log });
+  const revocations = new Revocations({ store: sessions, listener, clock, log });
   try {
-    await signingKeys.load();
+    await Promise.all([signingKeys.load(), listener.start(), revocations.start()]);
   } catch (error) {
-    await db.close();
+    await disconnect({ db, listener, revocations });
     throw error;
   }
+  const orderFeed = new OrderFeed({ store: orders, listener, log });
+  orders.onChange = () => orderFeed.announce();
   return {
     config,
     log,
+    securityLog: new SecurityLog(log, derivedKey(secretKey, "emails in logs")),
     clock,
     db,
+    listener,
     pageTokens: new PageTokens(derivedKey(secretKey, "page tokens")),
+    rateLimits: rateLimits(db, config.rateLimits),
     users,
     addresses,
     sessions,
+    accountTokens: new AccountTokenStore(db),
+    files,
+    avatars: new AvatarStore(db),
+    images: new AvatarImages(),
+    locks: new LockStore(db, LOCK_RULE),
     passwords: new Passwords(config.passwords),
-    tokens: new Tokens(signingKeys, clock, config.tokens),
+    signingKeys,
+    tokens: new Tokens(signingKeys, revocations, clock, config.tokens),
+    refreshTokens: new RefreshTokens(derivedKey(secretKey, "refresh tokens")),
+    revocations,
     catalog: new CatalogStore(db),
     orders,
+    orderFeed,
     payments: new PaymentStore(db, orders),
     gateway,
     fraud,
+    mail,
   };
+}
+
+/** Closes every connection to the database that {@link assemble} has opened. */
+export async function disconnect({
+  db,
+  listener,
+  revocations,
+}: Pick<Deps, "db" | "listener" | "revocations">): Promise<void> {
+  revocations.close();
+  await listener.close();
+  await db.close();
+}
+
+/** The handlers of every job that a feature enqueues. */
+export function jobHandlers(deps: Deps): JobHandlers {
+  return { ...accountJobs(deps), ...avatarJobs(deps) };
 }

@@ -16,6 +16,8 @@ export interface Call {
   readonly requestId: string;
   /** Where the connection comes from. Empty: not known. */
   readonly clientAddress: string;
+  /** What limits count by: the address, or the network that it belongs to. Never empty. */
+  readonly clientNetwork: string;
   readonly userAgent: string;
   /** Epoch milliseconds after which nobody waits for the answer. */
   deadline: number;

@@ -7,6 +7,7 @@ const onOff = z.enum(["on", "off"]).transform((value) => value === "on");
 const port = (fallback: number) => z.coerce.number().int().min(0).max(65_535).default(fallback);
 const whole = (fallback: number, min: number, max: number) =>
   z.coerce.number().int().min(min).max(max).default(fallback);
+const limit = (fallback: number) => whole(fallback, 1, 1_000_000);
 const gateway = z.enum(["sandbox-primary", "sandbox-backup"]);
 
 const currencies = z
@@ -41,6 +42,28 @@ const secretKey = z
   .refine((key) => key.length === 32, "must be 32 bytes in base64: make one with `openssl rand -base64 32`")
   .optional();
 
+const httpUrl = z.url({ protocol: /^https?$/, error: "must look like https://shop.example" }).optional();
+
+const smtpUrl = z
+  .url({
+    protocol: /^smtps?$/,
+    error: "must look like smtp://user:password@host:587 or smtps://user:password@host:465",
+  })
+  .optional();
+
+/** A page of the shop: where the link of a mail leads, with the mail's token in it. */
+const linkTemplate = z
+  .string()
+  .refine(
+    (url) => /^https?:/.test(url) && URL.canParse(url) && url.includes("{token}"),
+    "must look like https://shop.example/page?token={token}",
+  )
+  .optional();
+
+const sender = z
+  .string()
+  .regex(/^(?:[^<>\r\n]+ <[^\s<>@]+@[^\s<>@]+>|[^\s<>@]+@[^\s<>@]+)$/, "must look like Shop <shop@shop.example>");
+
 /** Every setting with what it is for: the README's table is made of this. The text is the field's `description`. */
 const settings = z.object({
   NODE_ENV: z
@@ -67,6 +90,35 @@ const settings = z.object({
   PASSWORD_HASH_MEMORY_KIB: whole(19_456, 19_456, 1_048_576).describe("Argon2id memory for one hash, KiB"),
   PASSWORD_HASH_PASSES: whole(2, 2, 20).describe("Argon2id passes"),
   PASSWORD_HASH_LANES: whole(2, 1, 3).describe("Hashes computed at once; more wait in a bounded queue"),
+  TRUST_PROXY: whole(0, 0, 10).describe(
+    "Proxies in front, each of which appends to `X-Forwarded-For`. 0: the client is the socket's other end",
+  ),
+  RATE_LIMITS: onOff.prefault("on").describe("`off` for load tests: no limit of those below is in force"),
+  RATE_LIMIT_REGISTER: limit(60).describe("Register calls from one client address in a minute"),
+  RATE_LIMIT_LOGIN: limit(300).describe("Login calls from one client address in a minute"),
+  RATE_LIMIT_LOGIN_FAILURES: limit(20).describe("Wrong passwords from one client address in ten minutes"),
+  RATE_LIMIT_RESEND_VERIFICATION: limit(20).describe("ResendVerificationEmail calls from one address in a minute"),
+  RATE_LIMIT_PASSWORD_RESET: limit(20).describe("RequestPasswordReset calls from one address in a minute"),
+  RATE_LIMIT_MAILS_PER_EMAIL: limit(3).describe("Calls of each of these two for one email in a minute"),
+  PUBLIC_URL: httpUrl.describe("Where clients reach the service, for mails. Default: `http://localhost:` and `PORT`"),
+  SMTP_URL: smtpUrl.describe("Mail server. Not set: mail is written to `outbox/` in `DATA_DIR`, its link to the log"),
+  MAIL_FROM: sender.default("Tradepost <tradepost@localhost>").describe("Sender of mails; needed with `SMTP_URL`"),
+  VERIFY_EMAIL_URL: linkTemplate.describe(
+    "The shop's page that gives `{token}` to VerifyEmail. Default: one under `PUBLIC_URL`, and a command in the mail",
+  ),
+  RESET_PASSWORD_URL: linkTemplate.describe("The shop's page that gives `{token}` to ResetPassword. Default: as above"),
+  AVATAR_S3_BUCKET: z
+    .string()
+    .regex(/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/, "must be the name of a bucket")
+    .optional()
+    .describe(
+      "Bucket for uploaded pictures, with credentials as the AWS SDK finds them. Not set: `files/` in `DATA_DIR`",
+    ),
+  AVATAR_S3_REGION: z.string().min(1).default("us-east-1").describe("Region of the bucket"),
+  AVATAR_S3_ENDPOINT: z
+    .url({ protocol: /^https?$/, error: "must look like https://objects.example:9000" })
+    .optional()
+    .describe("Address of an S3-compatible store that is not Amazon's"),
   RESERVATION_MINUTES: whole(30, 1, 1440).describe("How long an order with `await_payment` holds its stock"),
   SUPPORTED_CURRENCIES: currencies.describe("ISO 4217 codes that payments may use, comma-separated"),
   MAX_PAYMENT_AMOUNT: amounts.describe("Largest payment of each currency"),
@@ -116,6 +168,14 @@ function contradictions(given: Readonly<Record<string, unknown>>): string[] {
   if ((given["TLS_CERT"] === undefined) !== (given["TLS_KEY"] === undefined)) {
     mistakes.push("TLS_CERT and TLS_KEY: set both or neither");
   }
+  if (given["SMTP_URL"] !== undefined && given["MAIL_FROM"] === undefined) {
+    mistakes.push("MAIL_FROM: set the sender's address, since SMTP_URL is set");
+  }
+  if (given["AVATAR_S3_ENDPOINT"] !== undefined && given["AVATAR_S3_BUCKET"] === undefined) {
+    mistakes.push("AVATAR_S3_BUCKET: name the bucket, since AVATAR_S3_ENDPOINT is set");
+  }
+  const { PORT: port = "8080", SANDBOX_PORT: sandboxPort = "8081" } = given;
+  if (port === sandboxPort && port !== "0") mistakes.push("PORT and SANDBOX_PORT: choose two different ports");
   return mistakes;
 }
 
@@ -146,6 +206,27 @@ function derive(set: z.output<typeof settings>) {
       passes: set.PASSWORD_HASH_PASSES,
       lanes: set.PASSWORD_HASH_LANES,
     },
+    trustProxy: set.TRUST_PROXY,
+    rateLimits: {
+      on: set.RATE_LIMITS,
+      register: set.RATE_LIMIT_REGISTER,
+      login: set.RATE_LIMIT_LOGIN,
+      loginFailures: set.RATE_LIMIT_LOGIN_FAILURES,
+      resendVerification: set.RATE_LIMIT_RESEND_VERIFICATION,
+      passwordReset: set.RATE_LIMIT_PASSWORD_RESET,
+      mailsPerEmail: set.RATE_LIMIT_MAILS_PER_EMAIL,
+    },
+    publicUrl: (set.PUBLIC_URL ?? `${tls === undefined ? "http" : "https"}://localhost:${set.PORT}`).replace(
+      /\/+$/,
+      "",
+    ),
+    mail: {
+      smtpUrl: set.SMTP_URL,
+      from: set.MAIL_FROM,
+      verifyEmailUrl: set.VERIFY_EMAIL_URL,
+      resetPasswordUrl: set.RESET_PASSWORD_URL,
+    },
+    avatars: { bucket: set.AVATAR_S3_BUCKET, region: set.AVATAR_S3_REGION, endpoint: set.AVATAR_S3_ENDPOINT },
     orders: { reservationMinutes: set.RESERVATION_MINUTES },
     payments: {
       currencies: set.SUPPORTED_CURRENCIES,

@@ -1,6 +1,9 @@
+import { existsSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { v7 as uuidv7 } from "uuid";
 import type { Deps } from "./deps.ts";
 import { fromDecimal } from "./money.ts";
+import { createAddress } from "./users/create-address.ts";
 import { register } from "./users/register.ts";
 import type { AddressInput, User } from "./users/user.ts";
 
@@ -50,13 +53,26 @@ const products: readonly (readonly [name: string, price: string, stock: number])
   ["Limited Print, numbered", "150.00", 5],
 ];
 
-/** Fills an empty database with accounts and products to try the service with. */
-export async function fillWithDemoData(deps: Deps): Promise<void> {
+/**
+ * Fills an empty database with accounts and products to try the service with. A file says that it is under way: a
+ * service that was killed meanwhile goes on at its next start, where the database is not empty any more.
+ */
+export async function ensureDemoData(deps: Deps, dataDir: string): Promise<void> {
+  const underWay = join(dataDir, "demo-data.under-way");
+  if (!(await deps.users.hasAny())) writeFileSync(underWay, "");
+  if (!existsSync(underWay)) return;
+  await fillWithDemoData(deps);
+  rmSync(underWay);
+}
+
+async function fillWithDemoData(deps: Deps): Promise<void> {
   const accounts: User[] = [];
   for (const { address, ...account } of demoAccounts) accounts.push(await addAccount(deps, account, address));
   const admin = accounts[0];
   if (admin === undefined) throw new Error("there is no demo admin");
+  const there = await deps.catalog.listProducts({ nameContains: "", showInactive: true }, products.length);
   for (const [name, price, stock] of products) {
+    if (there.some((product) => product.name === name)) continue;
     const now = deps.clock.now();
     const product = {
       id: uuidv7(),
@@ -78,9 +94,10 @@ async function addAccount(
   { role, ...person }: Pick<User, "email" | "firstName" | "lastName" | "role">,
   address: AddressInput | undefined,
 ): Promise<User> {
-  const user = await register(deps, { ...person, password: DEMO_PASSWORD, dateOfBirth: "1990-01-02" }, role);
-  if (address !== undefined) {
-    await deps.addresses.create({ ...address, id: uuidv7(), userId: user.id, createTime: deps.clock.now() });
+  const known = await deps.users.findByEmail(person.email);
+  const user = known ?? (await register(deps, { ...person, password: DEMO_PASSWORD, dateOfBirth: "1990-01-02" }, role));
+  if (address !== undefined && (await deps.addresses.list(user.id, 1)).length === 0) {
+    await createAddress(deps, user.id, address);
   }
   return user;
 }

@@ -66,6 +66,12 @@ export function notFound(type: string, id: string): DomainError {
   return new DomainError("not-found", reason, `${type} ${id} not found`, { resource: { type, name: id } });
 }
 
+/** Somebody else changed what was to be changed, since it was read. */
+export function etagMismatch(type: string, id: string): DomainError {
+  const message = `${type} ${id} was changed by somebody else meanwhile; read it again`;
+  return new DomainError("conflict", "ETAG_MISMATCH", message, { resource: { type, name: id } });
+}
+
 /** Same `request_id`, another request. */
 export function requestIdReused(requestId: string): DomainError {
   const message = `request_id ${requestId} was used before with another request; choose a new one`;

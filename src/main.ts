@@ -1,22 +1,24 @@
-/** The program behind `npm start`: config → telemetry → database → sandbox → server, and all of it down again. */
+/** The program behind `npm start`: config → telemetry → database → sandbox → jobs → server, and all of it down again. */
 import { mkdirSync, readFileSync, realpathSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
 import type { Logger } from "pino";
-import { assemble, openDatabase } from "./assemble.ts";
+import { assemble, disconnect, jobHandlers, openDatabase } from "./assemble.ts";
 import { type Config, ConfigError, readConfig } from "./config.ts";
 import { type Database, faultCode } from "./db/database.ts";
 import { startEmbedded } from "./db/embedded.ts";
 import { migrate } from "./db/migrate.ts";
-import { demoAccounts, fillWithDemoData } from "./demo.ts";
+import { demoAccounts, ensureDemoData } from "./demo.ts";
 import type { Deps } from "./deps.ts";
 import { claimInstance, type InstanceClaim, InstanceRunningError } from "./instance.ts";
+import { startWorker } from "./jobs/worker.ts";
 import { onStopRequest, type StopReason } from "./parent.ts";
 import { reachSandbox } from "./payments/gateways/reach-sandbox.ts";
 import { createSandboxGateway } from "./payments/gateways/sandbox.ts";
 import { startServer } from "./server/server.ts";
 import { type Greeting, greeting } from "./telemetry/greeting.ts";
 import { createLog } from "./telemetry/log.ts";
+import { startSessionCleanup } from "./users/session-cleanup.ts";
 
 /** Longer than each part's own bound, so that only a part that breaks its word is left behind. */
 const STOP_TIMEOUT_MS = 10_000;
@@ -128,10 +130,15 @@ class Service {
 
     const gateway = await this.#startGateway();
     const deps = await this.#step(() => assemble({ config, log, databaseUrl, gateway }));
-    this.#started.add("database connections", () => deps.db.close(), STOP_TIMEOUT_MS);
+    this.#started.add("database connections", () => disconnect(deps), STOP_TIMEOUT_MS);
+    this.#started.add("session cleanup", startSessionCleanup(deps), STOP_TIMEOUT_MS);
+    this.#started.add("mail", async () => deps.mail.close(), STOP_TIMEOUT_MS);
     const embedded = claim !== undefined;
-    if (embedded && !(await deps.users.hasAny())) await this.#step(() => fillWithDemoData(deps));
+    if (embedded) await this.#step(() => ensureDemoData(deps, config.dataDir));
 
+    const { prepared } = config.database;
+    const worker = startWorker({ databaseUrl, prepared, handlers: jobHandlers(deps), log });
+    this.#started.add("jobs", () => worker.stop(), STOP_TIMEOUT_MS);
     const server = await this.#step(() => startServer(deps, config));
     this.#started.add("server", () => server.stop(this.#drainMs), config.drainMs + STOP_TIMEOUT_MS);
     await claim?.update({ url: server.url });
@@ -160,7 +167,11 @@ class Service {
     this.#started.add("PostgreSQL", () => postgres.stop(), STOP_POSTGRES_TIMEOUT_MS);
     void postgres.exited.then((sentence) => this.fail(new Error(sentence)));
     writeDatabaseUrl(dataDir, postgres.url);
-    this.#started.add("database file", async () => rmSync(join(dataDir, DATABASE_FILE), { force: true }), STOP_TIMEOUT_MS);
+    this.#started.add(
+      "database file",
+      async () => rmSync(join(dataDir, DATABASE_FILE), { force: true }),
+      STOP_TIMEOUT_MS,
+    );
     return postgres.url;
   }
 
@@ -257,7 +268,9 @@ async function refuseOldPostgres(db: Database): Promise<void> {
   const text = "SELECT current_setting('server_version') AS name, current_setting('server_version_num')::int AS number";
   const [version] = await db.query<{ name: string; number: number }>({ name: "server-version", text }, []);
   if (version !== undefined && version.number >= OLDEST_POSTGRES * 10_000) return;
-  throw new ConfigError(`this is PostgreSQL ${version?.name ?? "unknown"}, and Tradepost needs ${OLDEST_POSTGRES} or newer`);
+  throw new ConfigError(
+    `this is PostgreSQL ${version?.name ?? "unknown"}, and Tradepost needs ${OLDEST_POSTGRES} or newer`,
+  );
 }
 
 /** Errors whose messages need neither the place nor an explanation. */
@@ -268,7 +281,10 @@ const TIMEOUT_MESSAGES = /timeout|timed out|no answer within/i;
 function whyUnusable(url: string, error: unknown): string {
   const { where, user, database } = placesOf(url);
   const message = sentenceOf(error);
-  if (error instanceof Error && SAYS_IT_ALL.has(error.name)) return message;
+  if (error instanceof Error && SAYS_IT_ALL.has(error.name)) {
+    // The migrator wraps what a migration throws, and repeats its name.
+    return error.cause instanceof Error && error.cause.name === error.name ? error.cause.message : message;
+  }
   switch (faultCode(error)) {
     case "ECONNREFUSED":
       return `nothing listens at ${where}: start PostgreSQL there, or correct the address`;

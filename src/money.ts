@@ -108,3 +108,17 @@ export function fromMoneyMessage({ currencyCode, units, nanos }: MoneyMessage): 
 export function isCanonicalMoney({ units, nanos }: MoneyMessage): boolean {
   return Math.abs(nanos) < Number(NANOS_PER_UNIT) && (units === 0n || nanos === 0 || units > 0n === nanos > 0);
 }
+
+/**
+ * The amount divided by `divisor`, rounded half-even to the currency's minor unit: an average that does not drift.
+ * @throws RangeError when the divisor is not positive or the currency is unknown.
+ */
+export function divideHalfEven({ currency, nanos }: Money, divisor: bigint): Money {
+  const digits = minorDigits(currency);
+  if (digits === undefined || divisor <= 0n) throw new RangeError(`cannot divide ${currency} by ${divisor}`);
+  const unit = 10n ** BigInt(NANO_DIGITS - digits) * divisor;
+  const floor = nanos / unit - (nanos < 0n && nanos % unit !== 0n ? 1n : 0n);
+  const twice = (nanos - floor * unit) * 2n;
+  const up = twice > unit || (twice === unit && floor % 2n !== 0n);
+  return fromMinor(currency, up ? floor + 1n : floor);
+}

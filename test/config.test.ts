@@ -34,6 +34,11 @@ describe("settings", () => {
     ]);
   });
 
+  it("cannot give one port to the service and the sandbox", () => {
+    expect(mistakesOf({ PORT: "8081" })).to.deep.equal(["PORT and SANDBOX_PORT: choose two different ports"]);
+    expect(readConfig({ PORT: "0", SANDBOX_PORT: "0" }).port).to.equal(0);
+  });
+
   it("never repeat a secret in what they say of it", () => {
     expect(mistakesOf({ SECRET_KEY: "c2hvcnQ=" }).join()).not.to.include("c2hvcnQ");
   });

@@ -12,12 +12,25 @@ import { DEMO_PASSWORD } from "../src/demo.ts";
 import { selfSignedCertificate } from "./server/self-signed.ts";
 import { createDatabase, sql, type TestDatabase } from "./support/database.ts";
 import { administer, databaseUrl } from "./support/postgres.ts";
-import { type Ended, listProcesses, type Program, processesNaming, processTree, type RunningProcess, type ServiceProcess, until, usePrograms } from "./support/process.ts";
+import {
+  type Ended,
+  listProcesses,
+  type Program,
+  processesNaming,
+  processTree,
+  type RunningProcess,
+  type ServiceProcess,
+  until,
+  usePrograms,
+} from "./support/process.ts";
 
 const SECRET_KEY = randomBytes(32).toString("base64");
 const BIN = join(import.meta.dirname, "../node_modules/.bin");
 /** Loads code into the service that throws on SIGUSR2, as a fault nobody foresaw would. */
-const FAULT_ON_SIGUSR2 = ["--import", 'data:text/javascript,process.on("SIGUSR2",()=>{throw new Error("out of the blue")})'];
+const FAULT_ON_SIGUSR2 = [
+  "--import",
+  'data:text/javascript,process.on("SIGUSR2",()=>{throw new Error("out of the blue")})',
+];
 
 describe("the service on its embedded database", function () {
   this.timeout(120_000);
@@ -31,17 +44,22 @@ describe("the service on its embedded database", function () {
   });
 
   after(async () => {
-    await until("every process on the folder has ended", async () => ((await processesNaming(folder)).length === 0 ? true : undefined));
+    await until("every process on the folder has ended", async () =>
+      (await processesNaming(folder)).length === 0 ? true : undefined,
+    );
     await rm(folder, { recursive: true, force: true });
   });
 
-  const run = (settings: Record<string, string> = {}, options = {}) => runService({ DATA_DIR: dataDir, ...settings }, options);
+  const run = (settings: Record<string, string> = {}, options = {}) =>
+    runService({ DATA_DIR: dataDir, ...settings }, options);
 
   /** Nothing is left: no process of the tree, no PostgreSQL on the data, no claim, no database file. */
   async function expectNothingLeft(tree: readonly RunningProcess[]): Promise<void> {
     expect([...(await alive(tree)), ...(await processesNaming(dataDir))], "processes that are left").to.deep.equal([]);
     expect(await readdir(dataDir), "files that are left").to.have.members(["postgres", "sandbox", "secret.key"]);
-    expect(existsSync(join(dataDir, "postgres", "data", "postmaster.pid")), "PostgreSQL's lock is left").to.equal(false);
+    expect(existsSync(join(dataDir, "postgres", "data", "postmaster.pid")), "PostgreSQL's lock is left").to.equal(
+      false,
+    );
   }
 
   it("starts on an empty folder, greets with logins that work, and keeps its data over a restart", async () => {
@@ -51,7 +69,9 @@ describe("the service on its embedded database", function () {
     expect((await call(first, "order.v1.CatalogService/ListProducts")).body["products"]).to.have.length(24);
     const customer = await register(first);
     const tree = await processTree(first.pid);
-    expect(tree.map(({ command }) => command).join("\n")).to.contain("embedded-supervisor").and.to.contain(`-D ${dataDir}`);
+    expect(tree.map(({ command }) => command).join("\n"))
+      .to.contain("embedded-supervisor")
+      .and.to.contain(`-D ${dataDir}`);
     expect(await first.stop()).to.include({ code: 0, stderr: "" });
     await expectNothingLeft(tree);
 
@@ -222,7 +242,8 @@ describe("the service on a database of its user", function () {
     const service = await runService(await settings());
     service.child.stdout?.destroy();
     service.child.stderr?.destroy();
-    for (let i = 0; i < 20; i++) expect((await call(service, "order.v1.CatalogService/ListProducts")).status).to.equal(200);
+    for (let i = 0; i < 20; i++)
+      expect((await call(service, "order.v1.CatalogService/ListProducts")).status).to.equal(200);
     service.child.kill("SIGTERM");
     const [code] = (await once(service.child, "exit")) as [number];
     expect(code).to.equal(0);
@@ -277,10 +298,16 @@ describe("the service on a database of its user", function () {
   });
 
   it("says which database is missing, and which user or password is wrong", async () => {
-    await expectRefusal({ ...(await settings()), DATABASE_URL: databaseUrl(database.url, "nowhere") }, /^DATABASE_URL: .*has no database "nowhere"/);
+    await expectRefusal(
+      { ...(await settings()), DATABASE_URL: databaseUrl(database.url, "nowhere") },
+      /^DATABASE_URL: .*has no database "nowhere"/,
+    );
     const wrong = new URL(database.url);
     wrong.password = "hunter2-hunter2";
-    const sentence = await expectRefusal({ ...(await settings()), DATABASE_URL: wrong.href }, /^DATABASE_URL: .*password of user "/);
+    const sentence = await expectRefusal(
+      { ...(await settings()), DATABASE_URL: wrong.href },
+      /^DATABASE_URL: .*password of user "/,
+    );
     expect(sentence).to.not.contain("hunter2");
   });
 
@@ -292,7 +319,10 @@ describe("the service on a database of its user", function () {
     it(`gives up on a database server that ${what}`, async () => {
       const other = await listenOn(behave);
       const url = `postgres://shop:hunter2-hunter2@127.0.0.1:${other.port}/shop`;
-      const sentence = await expectRefusal({ ...(await settings()), DATABASE_URL: url }, new RegExp(`^DATABASE_URL: PostgreSQL at 127\\.0\\.0\\.1:${other.port} `));
+      const sentence = await expectRefusal(
+        { ...(await settings()), DATABASE_URL: url },
+        new RegExp(`^DATABASE_URL: PostgreSQL at 127\\.0\\.0\\.1:${other.port} `),
+      );
       other.close();
       expect(sentence).to.not.contain("hunter2");
     });
@@ -322,12 +352,19 @@ describe("the service with settings that are wrong", function () {
 
   it("names every one of them, and its folder stays untouched", async () => {
     const DATA_DIR = await newFolder();
-    const wrong = { DATA_DIR, PORT: "eighty", LOG_LEVEL: "loud", DATABASE_URL: "mysql://u:hunter2-hunter2@h/d", TLS_CERT: "/cert.pem" };
+    const wrong = {
+      DATA_DIR,
+      PORT: "eighty",
+      LOG_LEVEL: "loud",
+      DATABASE_URL: "mysql://u:hunter2-hunter2@h/d",
+      TLS_CERT: "/cert.pem",
+    };
     const { code, stdout, stderr } = await startService(wrong).ended;
     expect(code).to.equal(1);
     expect(stdout).to.equal("");
     expect(stderr.trimEnd().split("\n")).to.have.length(4);
-    for (const name of ["PORT", "LOG_LEVEL", "DATABASE_URL", "TLS_CERT"]) expect(stderr).to.match(new RegExp(`^${name}\\b.*: `, "m"));
+    for (const name of ["PORT", "LOG_LEVEL", "DATABASE_URL", "TLS_CERT"])
+      expect(stderr).to.match(new RegExp(`^${name}\\b.*: `, "m"));
     expect(stderr).to.not.contain("hunter2");
     expect(await readdir(DATA_DIR)).to.deep.equal([]);
   });
@@ -346,7 +383,9 @@ describe("the service with settings that are wrong", function () {
 /** Those of the processes that are still there, under their own command and not another's that got the pid. */
 async function alive(tree: readonly RunningProcess[]): Promise<string[]> {
   const now = await listProcesses();
-  return tree.filter((one) => now.some(({ pid, command }) => pid === one.pid && command === one.command)).map(({ command }) => command);
+  return tree
+    .filter((one) => now.some(({ pid, command }) => pid === one.pid && command === one.command))
+    .map(({ command }) => command);
 }
 
 interface Answer {
@@ -383,7 +422,13 @@ async function beginCall({ url }: ServiceProcess): Promise<{ finish(): Promise<s
     answer += text;
   });
   await once(socket, "connect");
-  const head = ["POST /tradepost.order.v1.CatalogService/ListProducts HTTP/1.1", `host: ${host}`, "content-type: application/json", "content-length: 2", "expect: 100-continue"];
+  const head = [
+    "POST /tradepost.order.v1.CatalogService/ListProducts HTTP/1.1",
+    `host: ${host}`,
+    "content-type: application/json",
+    "content-length: 2",
+    "expect: 100-continue",
+  ];
   socket.write(`${head.join("\r\n")}\r\n\r\n`);
   // The interim answer proves that the request has reached the service.
   await until("the service takes the request", () => (answer.includes("100 Continue") ? true : undefined));
@@ -408,7 +453,10 @@ async function endChannel(program: Program): Promise<Ended> {
 /** The commands of a greeting whose programs this machine has. */
 function commandsOf({ stdout }: Program): string[] {
   const [, block = ""] = /Try it:\n((?: {2}.*\n)+)/.exec(stdout) ?? [];
-  const commands = block.trim().split("\n").map((line) => line.trim());
+  const commands = block
+    .trim()
+    .split("\n")
+    .map((line) => line.trim());
   expect(commands.map((command) => command.split(" ")[0])).to.deep.equal(["grpcurl", "npx", "curl"]);
   return commands;
 }
@@ -417,7 +465,11 @@ function commandsOf({ stdout }: Program): string[] {
 async function tryCommand(command: string): Promise<string> {
   const offline = command.replace(/^npx /, "");
   const [program = ""] = offline.split(" ");
-  const options = { cwd: join(import.meta.dirname, ".."), timeout: 30_000, env: { ...process.env, PATH: `${BIN}:${process.env["PATH"]}` } };
+  const options = {
+    cwd: join(import.meta.dirname, ".."),
+    timeout: 30_000,
+    env: { ...process.env, PATH: `${BIN}:${process.env["PATH"]}` },
+  };
   const there = await promisify(execFile)("sh", ["-c", `command -v ${program}`], options).catch(() => undefined);
   if (there === undefined) return "{}";
   return (await promisify(execFile)("sh", ["-c", offline], options)).stdout;

@@ -1,8 +1,9 @@
 /** The program behind `npm run admin:create`: makes an account that may do everything, on any database. */
+import { realpathSync } from "node:fs";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { Writable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
-import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { create } from "@bufbuild/protobuf";
 import { type Logger, pino } from "pino";
@@ -112,44 +113,39 @@ async function checked(person: Person, password: string): Promise<Person & { rea
 
 /**
  * Asks twice without showing what is typed, or takes the first line of an input that is no terminal.
- * @throws Refusal when the input ends or takes too long, or the two answers differ.
+ * @throws Refusal when the input ends, is too long or takes too long, or the two answers differ.
  */
-async function readPassword(input: NodeJS.ReadStream, prompts: NodeJS.WriteStream): Promise<string> {
+export async function readPassword(input: NodeJS.ReadStream, prompts: NodeJS.WritableStream): Promise<string> {
   const isTerminal = input.isTTY === true;
   const silent = new Writable({ write: (_chunk, _encoding, done) => done() });
   const lines = createInterface({ input, output: silent, terminal: isTerminal, historySize: 0 });
   const typed = lines[Symbol.asyncIterator]();
-  const tooLate = setTimeout(() => lines.close(), INPUT_TIMEOUT_MS);
-  lines.once("SIGINT", () => lines.close());
-  const bound = boundOf(input, () => lines.close());
+  let length = 0;
+  // A line without end must not fill the memory.
+  const count = (chunk: Buffer | string): void => {
+    length += chunk.length;
+    if (length > INPUT_MAX_CHARS) lines.close();
+  };
   const ask = async (prompt: string): Promise<string> => {
     if (isTerminal) prompts.write(prompt);
     const { done, value } = await typed.next();
     if (isTerminal) prompts.write("\n");
+    if (length > INPUT_MAX_CHARS) throw new Refusal("The password is too long: it may have 128 characters.");
     if (done === true) throw new Refusal("No password was given, so no account was made.");
     return value;
   };
+  const tooLate = setTimeout(() => lines.close(), INPUT_TIMEOUT_MS);
+  lines.once("SIGINT", () => lines.close());
+  input.on("data", count);
   try {
     const password = await ask("Password (8 to 128 characters): ");
     if (isTerminal && (await ask("The same again: ")) !== password) throw new Refusal("The two passwords differ.");
     return password;
   } finally {
     clearTimeout(tooLate);
-    input.off("data", bound);
+    input.off("data", count);
     lines.close();
-    input.pause();
   }
-}
-
-/** A line without end must not fill the memory. */
-function boundOf(input: NodeJS.ReadStream, tooMuch: () => void): (chunk: Buffer | string) => void {
-  let length = 0;
-  const count = (chunk: Buffer | string): void => {
-    length += chunk.length;
-    if (length > INPUT_MAX_CHARS) tooMuch();
-  };
-  input.on("data", count);
-  return count;
 }
 
 interface OpenDatabase {
@@ -164,10 +160,10 @@ async function openServiceDatabase(config: Config, log: Logger): Promise<OpenDat
   const { dataDir, database } = config;
   if (database.url !== undefined) {
     const { host, pathname } = new URL(database.url);
-    return { url: database.url, name: `${pathname.slice(1)} at ${host}`, close: async () => {} };
+    return { url: database.url, name: `the database ${pathname.slice(1)} at ${host}`, close: async () => {} };
   }
   prepareDataDir(config);
-  const name = `the embedded one in ${dataDir}`;
+  const name = `the embedded database of ${dataDir}`;
   const deadline = Date.now() + STARTING_TIMEOUT_MS;
   for (;;) {
     try {
@@ -176,7 +172,8 @@ async function openServiceDatabase(config: Config, log: Logger): Promise<OpenDat
       if (!(error instanceof InstanceRunningError)) throw error;
       const url = readDatabaseUrl(dataDir, error.pid);
       if (url !== undefined) return { url, name, close: async () => {} };
-      if (Date.now() > deadline) throw new Refusal(`${error.message}. Its database cannot be used yet; try again later.`);
+      if (Date.now() > deadline)
+        throw new Refusal(`${error.message}. Its database cannot be used yet; try again later.`);
     }
     await sleep(POLL_INTERVAL_MS);
   }
@@ -197,7 +194,11 @@ async function startOwn(dataDir: string, log: Logger): Promise<Pick<OpenDatabase
   }
 }
 
-async function createAdmin(config: Config, log: Logger, person: Person & { readonly password: string }): Promise<string> {
+async function createAdmin(
+  config: Config,
+  log: Logger,
+  person: Person & { readonly password: string },
+): Promise<string> {
   const opened = await openServiceDatabase(config, log);
   try {
     await prepareDatabase(config, opened.url);
@@ -205,7 +206,7 @@ async function createAdmin(config: Config, log: Logger, person: Person & { reado
     try {
       const deps = { users: new UserStore(db), passwords: new Passwords(config.passwords), clock: CLOCK };
       const { email } = await register(deps, person, "ADMIN");
-      return `Made the admin ${email} in the database ${opened.name}.`;
+      return `Made the admin ${email} in ${opened.name}.`;
     } finally {
       await db.close();
     }
@@ -215,6 +216,11 @@ async function createAdmin(config: Config, log: Logger, person: Person & { reado
 }
 
 async function main(): Promise<void> {
+  let working = false;
+  // Half an account is none: a stop waits for the end of the work, which a second one cuts short.
+  onStopRequest((_reason, times) => {
+    if (!working || times > 1) process.exit(1);
+  });
   const person = parsePerson(process.argv.slice(2));
   if (person === undefined) {
     process.stdout.write(USAGE);
@@ -227,17 +233,17 @@ async function main(): Promise<void> {
   // Standard output is for the one line of the result.
   const level = config.log.level === "info" ? "warn" : config.log.level;
   const log = pino({ level, base: null }, pino.destination({ fd: 2, sync: true }));
-  // Half an account is none: a stop waits for the end of the work, which a second one cuts short.
-  onStopRequest((_reason, times) => {
-    if (times > 1) process.exit(1);
-  });
+  working = true;
   process.stdout.write(`${await createAdmin(config, log, account)}\n`);
 }
 
-try {
-  await main();
-  process.exit(0);
-} catch (error) {
-  process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
-  process.exit(1);
+// The function that reads the password is tested without the program.
+if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === import.meta.filename) {
+  try {
+    await main();
+    process.exit(0);
+  } catch (error) {
+    process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
+    process.exit(1);
+  }
 }

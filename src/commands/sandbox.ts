@@ -1,8 +1,8 @@
 /** The payment sandbox as a program of its own. */
-import { realpathSync } from "node:fs";
+import { mkdirSync, realpathSync } from "node:fs";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
-import { readConfig } from "../config.ts";
+import { ConfigError, readConfig } from "../config.ts";
 import { onStopRequest } from "../parent.ts";
 import { type SandboxOptions, startSandbox } from "../payments/gateways/sandbox-server.ts";
 import { createLog } from "../telemetry/log.ts";
@@ -57,6 +57,7 @@ function untilStopped(options: RunSandboxOptions): Promise<void> {
 /** Runs the sandbox of the settings, until somebody asks it to stop or whoever started it is gone. */
 async function main(): Promise<void> {
   const { payments, dataDir, log } = readConfig();
+  prepareFolder(dataDir);
   const stop = new AbortController();
   onStopRequest((_reason, times) => {
     if (times > 1) process.exit(1);
@@ -70,7 +71,16 @@ async function main(): Promise<void> {
   });
 }
 
-/** The function above is used without the program, too. */
+/** Other faults of the folder are the sandbox's own to tell; that it is the one of DATA_DIR only this program knows. */
+function prepareFolder(dataDir: string): void {
+  try {
+    mkdirSync(join(dataDir, "sandbox"), { recursive: true, mode: 0o711 });
+  } catch (error) {
+    throw new ConfigError(`DATA_DIR: ${dataDir} cannot be used: ${(error as Error).message}`, { cause: error });
+  }
+}
+
+// The function that runs a sandbox is used without the program, too.
 if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === import.meta.filename) {
   try {
     await main();

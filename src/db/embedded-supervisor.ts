@@ -4,7 +4,7 @@
  * database running that nobody watches.
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { constants, copyFile, stat, truncate } from "node:fs/promises";
+import { boundLog } from "./embedded/log.ts";
 
 /** From the server: the first message starts PostgreSQL, the second asks for a fast shutdown. */
 export type SupervisorRequest = SupervisorStart | { readonly kind: "stop" };
@@ -18,7 +18,6 @@ export interface SupervisorStart {
   readonly env: Readonly<Record<string, string>>;
   /** The file behind our standard error, which PostgreSQL inherits. */
   readonly logFile: string;
-  readonly logMaxBytes: number;
 }
 
 /** To the server. `how` is the second half of a sentence: "exit code 1". */
@@ -44,15 +43,15 @@ process.on("disconnect", stop);
 // doing, and tells us when it is done, if only by ending.
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => {});
 
-function start(request: SupervisorStart): void {
+function start({ command, args, uid, gid, env, logFile }: SupervisorStart): void {
   if (stopping || postgres !== undefined) return;
-  const { command, args, uid, gid, env } = request;
   const identity = uid === undefined || gid === undefined ? {} : { uid, gid };
   postgres = spawn(command, args, { cwd: "/", env: { ...env }, stdio: ["ignore", "inherit", "inherit"], ...identity });
   postgres.once("error", (error) => finish(`could not be run: ${error.message}`));
   postgres.once("spawn", () => report({ kind: "started", pid: postgres?.pid ?? 0 }));
   postgres.once("exit", (code, signal) => finish(signal === null ? `exit code ${code}` : `signal ${signal}`));
-  timers.push(setInterval(() => void boundLog(request.logFile, request.logMaxBytes), LOG_CHECK_INTERVAL_MS));
+  // A log that cannot be kept short, or that somebody removed, is no reason to stop the database.
+  timers.push(setInterval(() => void boundLog(logFile).catch(() => {}), LOG_CHECK_INTERVAL_MS));
 }
 
 function stop(): void {
@@ -81,15 +80,4 @@ function finish(how: string): void {
 function report(message: SupervisorReport, sent: () => void = () => {}): void {
   // The server may end at any moment, and then the report has no reader and needs none.
   if (process.connected) process.send?.(message, undefined, undefined, sent);
-}
-
-/** PostgreSQL appends to a file it has inherited, so it is emptied in place, after its content was set aside. */
-async function boundLog(file: string, maxBytes: number): Promise<void> {
-  try {
-    if ((await stat(file)).size <= maxBytes) return;
-    await copyFile(file, `${file}.1`, constants.COPYFILE_FICLONE);
-    await truncate(file, 0);
-  } catch {
-    // A log that cannot be kept short, or that somebody removed, is no reason to stop the database.
-  }
 }

@@ -1,6 +1,9 @@
 import type { Transaction } from "sequelize";
 import type { Database } from "../db/database.ts";
 
+/** With graphile-worker's growing pauses (e^n seconds, at most six hours) the last try comes about 16 hours later. */
+const MAX_ATTEMPTS = 12;
+
 /** Work to be done after the transaction that asks for it has committed; never if it rolls back. */
 export interface Job {
   /** Which handler does it: see the handlers that main.ts gives to the worker. */
@@ -19,7 +22,11 @@ export async function enqueue(db: Database, jobs: readonly Job[], transaction: T
       text: `SELECT count(*) FROM graphile_worker.add_jobs(ARRAY(
                SELECT json_populate_record(NULL::graphile_worker.job_spec, spec) FROM json_array_elements($1::json) spec))`,
     },
-    [JSON.stringify(jobs.map(({ task, payload, key }) => ({ identifier: task, payload, job_key: key ?? null })))],
+    [JSON.stringify(jobs.map(toSpec))],
     transaction,
   );
+}
+
+function toSpec({ task, payload, key }: Job) {
+  return { identifier: task, payload, job_key: key ?? null, max_attempts: MAX_ATTEMPTS };
 }

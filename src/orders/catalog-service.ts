@@ -2,15 +2,22 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import type { ServiceImpl } from "@connectrpc/connect";
 import { v7 as uuidv7 } from "uuid";
-import { type CatalogService, CreateProductRequestSchema } from "../../gen/tradepost/order/v1/catalog_service_pb.js";
-import type { ProductSchema } from "../../gen/tradepost/order/v1/product_pb.js";
+import {
+  type CatalogService,
+  CreateProductRequestSchema,
+  UpdateProductRequestSchema,
+} from "../../gen/tradepost/order/v1/catalog_service_pb.js";
+import { ProductSchema } from "../../gen/tradepost/order/v1/product_pb.js";
 import { callerOf, callOf } from "../call.ts";
 import { pageOf, readPage } from "../db/page.ts";
 import type { Deps } from "../deps.ts";
-import { DomainError, notFound } from "../errors.ts";
+import { DomainError, etagMismatch, notFound } from "../errors.ts";
 import { fromMoneyMessage, toMoneyMessage } from "../money.ts";
 import { requestRule, required } from "../request-rules.ts";
-import { type Product, priceFaults } from "./product.ts";
+import { updatableFields } from "../update-mask.ts";
+import { adjustStock } from "./adjust-stock.ts";
+import type { ProductPatch } from "./catalog-store.ts";
+import { type Product, priceFaults, versionOf } from "./product.ts";
 
 export const catalogRules = [
   requestRule(CreateProductRequestSchema, ({ product }) =>
@@ -18,7 +25,24 @@ export const catalogRules = [
       ? []
       : [...required("product.name", "Name", product.name), ...priceFaults("product.price", product.price)],
   ),
+  requestRule(UpdateProductRequestSchema, ({ product, updateMask }) => {
+    if (product === undefined) return [];
+    const paths = updatable.paths(product, updateMask);
+    return [
+      ...required("product.id", "Id", product.id),
+      ...updatable.faults(updateMask),
+      ...(paths.has("name") ? required("product.name", "Name", product.name) : []),
+      ...(paths.has("price") ? priceFaults("product.price", product.price) : []),
+    ];
+  }),
 ];
+
+const updatable = updatableFields<typeof ProductSchema, ProductPatch>(ProductSchema, {
+  name: ({ name }) => ({ name }),
+  description: ({ description }) => ({ description }),
+  price: ({ price }) => (price === undefined ? {} : { price: fromMoneyMessage(price) }),
+  active: ({ active = false }) => ({ active }),
+});
 
 export function catalogService({ catalog, clock, pageTokens }: Deps): Partial<ServiceImpl<typeof CatalogService>> {
   return {
@@ -44,6 +68,18 @@ export function catalogService({ catalog, clock, pageTokens }: Deps): Partial<Se
       const visible = product?.active === true || callOf(context).caller?.role === "ADMIN";
       if (product === undefined || !visible) throw notFound("Product", productId);
       return { product: toProductMessage(product) };
+    },
+
+    async updateProduct({ product: given, updateMask }) {
+      const { id = "", etag = "" } = given ?? {};
+      const patch = given === undefined ? {} : updatable.patch(given, updateMask);
+      const product = await catalog.updateProduct(id, patch, versionOf(etag), clock.now());
+      if (product !== undefined) return { product: toProductMessage(product) };
+      throw (await catalog.findProduct(id)) === undefined ? notFound("Product", id) : etagMismatch("Product", id);
+    },
+
+    async adjustStock(request, context) {
+      return { product: toProductMessage(await adjustStock({ catalog, clock }, request, callerOf(context))) };
     },
 
     async listProducts(request, context) {

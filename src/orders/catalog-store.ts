@@ -1,4 +1,4 @@
-import { DataTypes } from "sequelize";
+import { DataTypes, literal, type Transaction } from "sequelize";
 import type { Database } from "../db/database.ts";
 import { columns, count, flag, id, instant, reference, type Table, text } from "../db/model.ts";
 import { inTransaction } from "../db/transaction.ts";
@@ -22,6 +22,27 @@ interface MovementRow {
 
 const SELECT_PRODUCT = `SELECT id, name, description, currency, price, stock_quantity AS "stockQuantity", active,
        create_time AS "createTime", update_time AS "updateTime", version FROM products`;
+
+/** The largest stock of one product; the contract says so too. */
+export const MAX_STOCK = 1_000_000_000;
+
+export type ProductPatch = Partial<Pick<Product, "name" | "description" | "price" | "active">>;
+
+/** A change of stock that no order makes. `requestId` is unique for each actor. */
+export interface StockAdjustment {
+  readonly productId: string;
+  readonly delta: number;
+  readonly reason: string;
+  readonly actorId: string;
+  readonly requestId: string;
+  readonly requestHash: Buffer;
+  readonly createTime: Date;
+}
+
+export type AdjustOutcome =
+  | { readonly outcome: "ADJUSTED"; readonly product: Product }
+  | { readonly outcome: "OUT_OF_RANGE"; readonly product: Product }
+  | { readonly outcome: "NOT_FOUND" | "REQUEST_ID_REUSED" };
 
 export interface ProductFilter {
   /** Empty: all. */
@@ -92,6 +113,55 @@ export class CatalogStore {
         { transaction },
       );
     });
+  }
+
+  /**
+   * Changes a product's fields, if its version still is the one given (undefined: whatever it is).
+   * @returns undefined when there is no such product of that version.
+   */
+  async updateProduct(
+    id: string,
+    { price, ...patch }: ProductPatch,
+    version: number | undefined,
+    now: Date,
+  ): Promise<Product | undefined> {
+    const amount = price && { currency: price.currency, price: toDecimal(price) };
+    const changed = { ...patch, ...amount, updateTime: now, version: literal("version + 1") };
+    const where = { id, ...(version !== undefined && { version }) };
+    const [, [product]] = await this.#products.update(changed, { where, returning: true });
+    return product && toProduct(product.get());
+  }
+
+  /**
+   * Changes a product's stock and writes the journal, both or neither. The product's row is locked first, so that the
+   * same request sent twice at once finds its twin.
+   */
+  async adjustStock(adjustment: StockAdjustment): Promise<AdjustOutcome> {
+    const { productId, delta, reason, actorId, requestId, requestHash, createTime } = adjustment;
+    const rerunOn = ["stock_movements_request_key"];
+    const adjust = async (transaction: Transaction): Promise<AdjustOutcome> => {
+      const product = await this.#lockProduct(productId, transaction);
+      const known = await this.#movements.findOne({ where: { actorId, requestId }, transaction });
+      if (known !== null && !known.get().requestHash?.equals(requestHash)) return { outcome: "REQUEST_ID_REUSED" };
+      if (product === undefined) return { outcome: "NOT_FOUND" };
+      if (known !== null) return { outcome: "ADJUSTED", product };
+
+      const stockQuantity = product.stockQuantity + delta;
+      if (stockQuantity < 0 || stockQuantity > MAX_STOCK) return { outcome: "OUT_OF_RANGE", product };
+      await this.#products.update({ stockQuantity }, { where: { id: productId }, transaction });
+      await this.#movements.create(
+        { productId, delta, kind: "ADJUSTMENT", orderId: null, reason, actorId, requestId, requestHash, createTime },
+        { transaction },
+      );
+      return { outcome: "ADJUSTED", product: { ...product, stockQuantity } };
+    };
+    return inTransaction(this.#db, adjust, { rerunOn });
+  }
+
+  async #lockProduct(id: string, transaction: Transaction): Promise<Product | undefined> {
+    const statement = { name: "lock-product", text: `${SELECT_PRODUCT} WHERE id = $1 FOR NO KEY UPDATE` };
+    const [row] = await this.#db.query<ProductRow>(statement, [id], transaction);
+    return row && toProduct(row);
   }
 
   async findProduct(id: string): Promise<Product | undefined> {

@@ -5,6 +5,18 @@ import type { Money } from "../money.ts";
 export type OrderStatus = "PENDING" | "CONFIRMED" | "SHIPPED" | "DELIVERED" | "CANCELLED" | "RETURNED";
 export type OrderPaymentState = "UNPAID" | "PENDING" | "PAID" | "REFUNDED";
 
+/** Which moves there are: the one table of them, also for the database (move_orders). */
+export const transitions: Readonly<Record<OrderStatus, readonly OrderStatus[]>> = {
+  PENDING: ["CONFIRMED", "CANCELLED"],
+  CONFIRMED: ["SHIPPED", "CANCELLED"],
+  SHIPPED: ["DELIVERED", "RETURNED"],
+  DELIVERED: ["RETURNED"],
+  CANCELLED: [],
+  RETURNED: [],
+};
+
+export const orderStatuses = Object.keys(transitions) as OrderStatus[];
+
 export interface OrderItem {
   readonly id: string;
   readonly productId: string;
@@ -81,6 +93,30 @@ export function lineFaults(lines: readonly OrderLine[]): FieldViolation[] {
       reason: "QUANTITY_TOO_LARGE",
       description: `The lines of product ${productId} ask for ${quantity} together; at most ${MAX_LINE_QUANTITY} can be ordered`,
     }));
+}
+
+/** One move of an order to another status. */
+export interface OrderMove {
+  readonly orderId: string;
+  readonly to: OrderStatus;
+  /** A line for the order's notes. Empty: none. */
+  readonly note: string;
+  /** Why, for the order's history. Empty: not said. */
+  readonly reason: string;
+  /** Empty: as it is. */
+  readonly trackingNumber: string;
+}
+
+/** What became of a move. `from` is where the order stood. */
+export type MoveOutcome =
+  | { readonly outcome: "MOVED"; readonly from: OrderStatus; readonly wasPaid: boolean }
+  | { readonly outcome: "INVALID" | "PAYMENT_PENDING" | "NOT_DUE"; readonly from: OrderStatus }
+  | { readonly outcome: "NOT_FOUND" };
+
+/** The move that cancels an order, with the line that its notes get. */
+export function cancellation(orderId: string, reason: string): OrderMove {
+  const note = `Cancelled: ${reason || "No reason provided"}`;
+  return { orderId, to: "CANCELLED", note, reason, trackingNumber: "" };
 }
 
 /** Tells a repeated request from another one under the same id. */

@@ -22,6 +22,12 @@ export interface Product {
   readonly version: number;
 }
 
+/** An etag is the version of a row; one that is no version matches none. */
+export function versionOf(etag: string): number | undefined {
+  if (etag === "") return undefined;
+  return /^\d{1,9}$/.test(etag) ? Number(etag) : -1;
+}
+
 /** Faults of a price: 0.00 to 99,999,999.99, in whole minor units of a currency that exists. */
 export function priceFaults(
   field: string,

@@ -1,9 +1,20 @@
 import type { Transaction } from "sequelize";
 import { Batcher } from "../db/batcher.ts";
 import { type Database, isAway } from "../db/database.ts";
-import { retrying } from "../db/transaction.ts";
+import { inTransaction, retrying } from "../db/transaction.ts";
+import { enqueue } from "../jobs/enqueue.ts";
 import { fromDecimal, type Money } from "../money.ts";
-import type { NewOrder, Order, OrderPaymentState, OrderStatus, ShippingAddress } from "./order.ts";
+import {
+  type MoveOutcome,
+  type NewOrder,
+  type Order,
+  type OrderMove,
+  type OrderPaymentState,
+  type OrderStatus,
+  type ShippingAddress,
+  transitions,
+} from "./order.ts";
+import type { OrderSums } from "./order-stats.ts";
 
 /** Why an order was not placed, with the facts of the refusal. */
 export type Refusal =
@@ -55,6 +66,22 @@ interface OrderRow {
   }[];
 }
 
+interface MovedRow {
+  readonly outcome: MoveOutcome["outcome"];
+  readonly from_status: OrderStatus;
+  readonly was_paid: boolean;
+}
+
+interface SumsRow {
+  readonly status_counts: Readonly<Partial<Record<OrderStatus, number>>>;
+  readonly currencies: readonly {
+    readonly currency: string;
+    readonly orders: string;
+    readonly total: string;
+    readonly top: readonly { id: string; name: string; email: string; orders: string; total: string }[];
+  }[];
+}
+
 interface AddressJson {
   readonly street: string;
   readonly city: string;
@@ -68,18 +95,48 @@ const PLACE_ORDERS = {
   text: `SELECT outcome, order_id, detail FROM place_orders($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
 };
 
-const FIND_ORDERS = {
-  name: "find-orders",
-  text: `SELECT o.id, o.customer_id, o.status, o.payment_state, o.currency, o.total_amount, o.shipping_address_id,
-                o.shipping_address, o.expire_time, o.notes, o.tracking_number, o.order_time, o.update_time, o.version,
-                i.items
-           FROM orders o
-          CROSS JOIN LATERAL (
-                SELECT json_agg(json_build_object('id', id, 'product_id', product_id, 'product_name', product_name,
-                         'quantity', quantity, 'unit_price', unit_price::text) ORDER BY position) AS items
-                  FROM order_items WHERE order_id = o.id) i
-          WHERE o.id = ANY ($1)`,
+const SELECT_ORDERS = `
+  SELECT o.id, o.customer_id, o.status, o.payment_state, o.currency, o.total_amount, o.shipping_address_id,
+         o.shipping_address, o.expire_time, o.notes, o.tracking_number, o.order_time, o.update_time, o.version, i.items
+    FROM orders o
+   CROSS JOIN LATERAL (
+         SELECT json_agg(json_build_object('id', id, 'product_id', product_id, 'product_name', product_name,
+                  'quantity', quantity, 'unit_price', unit_price::text) ORDER BY position) AS items
+           FROM order_items WHERE order_id = o.id) i`;
+
+const FIND_ORDERS = { name: "find-orders", text: `${SELECT_ORDERS} WHERE o.id = ANY ($1)` };
+
+const MOVE_ORDERS = {
+  name: "move-orders",
+  text: "SELECT outcome, from_status, was_paid FROM move_orders($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
 };
+
+const SUM_ORDERS = {
+  name: "sum-orders",
+  text: `WITH chosen AS MATERIALIZED (
+           SELECT customer_id, status, currency, total_amount FROM orders WHERE order_time >= $1 AND order_time <= $2),
+         spent AS (
+           SELECT currency, customer_id, count(*) AS orders, sum(total_amount) AS total,
+                  row_number() OVER (PARTITION BY currency ORDER BY sum(total_amount) DESC, customer_id) AS rank
+             FROM chosen WHERE status <> 'CANCELLED' GROUP BY currency, customer_id),
+         sums AS (
+           SELECT currency, sum(orders) AS orders, sum(total) AS total FROM spent GROUP BY currency)
+         SELECT (SELECT coalesce(json_object_agg(status, orders), '{}')
+                   FROM (SELECT status, count(*) AS orders FROM chosen GROUP BY status) c) AS status_counts,
+                (SELECT coalesce(json_agg(json_build_object('currency', s.currency, 'orders', s.orders::text,
+                          'total', s.total::text, 'top', (
+                            SELECT json_agg(json_build_object('id', u.id, 'name', u.first_name || ' ' || u.last_name,
+                                     'email', u.email, 'orders', t.orders::text, 'total', t.total::text) ORDER BY t.rank)
+                              FROM spent t JOIN users u ON u.id = t.customer_id
+                             WHERE t.currency = s.currency AND t.rank <= 5)) ORDER BY s.currency), '[]')
+                   FROM sums s) AS currencies`,
+};
+
+const ALLOWED_MOVES = Object.entries(transitions).flatMap(([from, tos]) => tos.map((to) => `${from}>${to}`));
+/** How much longer a payment that is under way holds an order whose time has passed. */
+const PAYMENT_HOLD_MS = 30 * 60_000;
+/** The job that gives back what was paid for an order that was cancelled; the payments feature has its handler. */
+const REFUND_ORDER = "refund-order";
 
 /** A batch of 32 is where more orders at once gained nothing; two lanes keep the database busy while rows travel. */
 const PLACE_BATCH = { maxBatch: 32, maxLanes: 2, maxWaiting: 5_000 };
@@ -92,6 +149,9 @@ export class OrderStore {
   readonly #finding: Batcher<string, Order | undefined>;
   /** Orders under way, so that the same request sent twice at once is carried out once. */
   readonly #underWay = new Map<string, { readonly hash: Buffer; readonly outcome: Promise<PlaceOutcome> }>();
+
+  /** Called after a commit that changed orders; the feed wants to know. */
+  onChange: () => void = () => {};
 
   constructor(db: Database) {
     this.#db = db;
@@ -151,6 +211,7 @@ export class OrderStore {
     ];
     const rerunOn = ["orders_request_key"];
     const rows = await retrying(() => this.#db.query<PlacedRow>(PLACE_ORDERS, values), { rerunOn });
+    if (rows.some(({ outcome }) => outcome === "PLACED")) this.onChange();
     return rows.map((row, i) => toOutcome(row, orders[i] as NewOrder));
   }
 
@@ -159,6 +220,135 @@ export class OrderStore {
     const rows = await this.#db.query<OrderRow>(FIND_ORDERS, [[...new Set(ids)]]);
     const orders = new Map(rows.map((row) => [row.id, toOrder(row)]));
     return ids.map((id) => orders.get(id));
+  }
+
+  /**
+   * Moves orders as {@link transitions} allows, in one transaction and a fixed number of statements, each move seeing
+   * those before it. The money of a paid order that is cancelled goes back by a job of the same transaction.
+   * @param ownerId Only this customer's orders are there; undefined: everybody's.
+   */
+  async moveOrders(moves: readonly OrderMove[], now: Date, actorId: string, ownerId?: string): Promise<MoveOutcome[]> {
+    return this.#move(moves, { now, actorId, ownerId, expiring: false });
+  }
+
+  /** Cancels those of the orders that are still unpaid, and gives their stock back. */
+  async expireOrders(moves: readonly OrderMove[], now: Date): Promise<MoveOutcome[]> {
+    return this.#move(moves, { now, actorId: undefined, ownerId: undefined, expiring: true });
+  }
+
+  async #move(
+    moves: readonly OrderMove[],
+    by: { now: Date; actorId: string | undefined; ownerId: string | undefined; expiring: boolean },
+  ): Promise<MoveOutcome[]> {
+    const values = [
+      moves.map(({ orderId }) => orderId),
+      moves.map(({ to }) => to),
+      moves.map(({ note }) => note),
+      moves.map(({ reason }) => reason),
+      moves.map(({ trackingNumber }) => trackingNumber),
+      ALLOWED_MOVES,
+      by.ownerId ?? null,
+      by.actorId ?? null,
+      by.expiring,
+      new Date(by.now.getTime() - PAYMENT_HOLD_MS),
+      by.now,
+    ];
+    const outcomes = await inTransaction(this.#db, async (transaction) => {
+      const rows = await this.#db.query<MovedRow>(MOVE_ORDERS, values, transaction);
+      const refunds = moves.filter((_, i) => rows[i]?.was_paid).map(({ orderId }) => orderId);
+      const jobs = refunds.map((orderId) => ({
+        task: REFUND_ORDER,
+        payload: { orderId },
+        key: `refund-order ${orderId}`,
+      }));
+      await enqueue(this.#db, jobs, transaction);
+      return rows.map(toMoveOutcome);
+    });
+    this.onChange();
+    return outcomes;
+  }
+
+  /** Ids of unpaid orders whose time has passed, at most `limit`, the longest due first. */
+  async findExpired(now: Date, limit: number): Promise<string[]> {
+    const rows = await this.#db.query<{ id: string }>(
+      {
+        name: "find-expired-orders",
+        text: `SELECT id FROM orders
+                WHERE status = 'PENDING' AND expire_time <= $1
+                  AND (payment_state = 'UNPAID' OR (payment_state = 'PENDING' AND expire_time <= $2))
+                ORDER BY expire_time LIMIT $3`,
+      },
+      [now, new Date(now.getTime() - PAYMENT_HOLD_MS), limit],
+    );
+    return rows.map(({ id }) => id);
+  }
+
+  /** Newest first, at most `limit`, after the keyset (order time, id) where it is given; items come along. */
+  async list(filter: OrderFilter, limit: number, after?: readonly [orderTime: Date, id: string]): Promise<Order[]> {
+    const { customerId, statuses, from, to } = filter;
+    // Of each status the newest ones, then the newest of those: what is read is in proportion to what is shown, also
+    // where a status is rare.
+    const byStatus = customerId === undefined && statuses.length > 0;
+    const where = `($1::uuid IS NULL OR customer_id = $1)
+        AND order_time >= $3 AND order_time <= $4 AND ($5::timestamptz IS NULL OR (order_time, id) < ($5, $6))`;
+    const order = "ORDER BY order_time DESC, id DESC LIMIT $7";
+    const page = byStatus
+      ? `SELECT p.id FROM unnest($2::text[]) s (status)
+          CROSS JOIN LATERAL (SELECT id, order_time FROM orders WHERE status = s.status AND ${where} ${order}) p`
+      : `SELECT id FROM orders WHERE (cardinality($2::text[]) = 0 OR status = ANY ($2)) AND ${where} ${order}`;
+    const rows = await this.#db.query<OrderRow>(
+      {
+        name: `list-orders-${byStatus ? "by-status" : customerId === undefined ? "all" : "of-customer"}`,
+        text: `${SELECT_ORDERS} WHERE o.id IN (${page}) ORDER BY o.order_time DESC, o.id DESC LIMIT $7`,
+      },
+      [
+        customerId ?? null,
+        statuses,
+        from ?? "-infinity",
+        to ?? "infinity",
+        after?.[0] ?? null,
+        after?.[1] ?? null,
+        limit,
+      ],
+    );
+    return rows.map(toOrder);
+  }
+
+  /** Counts and sums the orders of a time range, both bounds inclusive, in one round trip. */
+  async sum(from: Date | undefined, to: Date | undefined): Promise<OrderSums> {
+    const [row] = await this.#db.query<SumsRow>(SUM_ORDERS, [from ?? "-infinity", to ?? "infinity"]);
+    return toOrderSums(row);
+  }
+
+  /** Where the feed of changes stands now: everything after it is still to come. */
+  async feedPosition(): Promise<Position> {
+    const [row] = await this.#db.query<{ xact: string }>(
+      { name: "order-feed-position", text: "SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xact" },
+      [],
+    );
+    return { xact: BigInt(row?.xact ?? 0), id: 0n };
+  }
+
+  /**
+   * Changes after a position, oldest first, at most `limit`; of one customer's orders, or of all. Transactions that are
+   * not older than every running one are left for later: one of those may still commit between what it would be read
+   * among.
+   */
+  async readChanges(after: Position, limit: number, customerId: string | undefined): Promise<OrderChange[]> {
+    const rows = await this.#db.query<{ xact: string; id: string; order_id: string }>(
+      {
+        name: customerId === undefined ? "read-order-changes" : "read-order-changes-of-customer",
+        text: `SELECT e.xact_id::text AS xact, e.id, e.order_id FROM order_events e
+                ${customerId === undefined ? "" : "JOIN orders o ON o.id = e.order_id AND o.customer_id = $4"}
+                WHERE (e.xact_id, e.id) > ($1::xid8, $2::bigint) AND e.xact_id < pg_snapshot_xmin(pg_current_snapshot())
+                ORDER BY e.xact_id, e.id LIMIT $3`,
+      },
+      [after.xact, after.id, limit, ...(customerId === undefined ? [] : [customerId])],
+    );
+    return rows.map(({ xact, id, order_id: orderId }) => ({
+      orderId,
+      position: { xact: BigInt(xact), id: BigInt(id) },
+    }));
   }
 
   /**
@@ -195,21 +385,48 @@ export class OrderStore {
     await this.#db.query(
       {
         name: "set-order-payment-state",
-        text: `WITH before AS (SELECT id, status FROM orders WHERE id = $1), moved AS (
+        text: `WITH before AS (SELECT id, status, payment_state FROM orders WHERE id = $1), moved AS (
                  UPDATE orders o
                     SET payment_state = $2,
                         status = CASE WHEN $2 = 'PAID' AND o.status = 'PENDING' THEN 'CONFIRMED' ELSE o.status END,
                         expire_time = CASE WHEN $2 = 'PAID' THEN NULL ELSE o.expire_time END,
                         update_time = $3, version = o.version + 1
-                   FROM before WHERE o.id = before.id
-                 RETURNING o.id, before.status AS from_status, o.status AS to_status)
-               INSERT INTO order_events (order_id, from_status, to_status, reason, create_time)
-               SELECT id, from_status, to_status, 'Paid', $3 FROM moved WHERE from_status <> to_status`,
+                   FROM before b WHERE o.id = b.id
+                 RETURNING o.id, b.status AS from_status, o.status AS to_status,
+                           b.payment_state AS from_payment_state, o.payment_state AS to_payment_state)
+               INSERT INTO order_events (order_id, from_status, to_status, from_payment_state, to_payment_state, reason,
+                                         create_time)
+               SELECT id, from_status, to_status, from_payment_state, to_payment_state, 'Payment', $3 FROM moved`,
       },
       [id, to, now],
       transaction,
     );
+    transaction.afterCommit(() => this.onChange());
   }
+}
+
+/** A place in the feed of changes: a transaction, and an event in it. */
+export interface Position {
+  readonly xact: bigint;
+  readonly id: bigint;
+}
+
+export function isAfter(a: Position, b: Position): boolean {
+  return a.xact > b.xact || (a.xact === b.xact && a.id > b.id);
+}
+
+/** One change of an order. */
+export interface OrderChange {
+  readonly orderId: string;
+  readonly position: Position;
+}
+
+/** Which orders to list. `statuses`: empty for all; the bounds are inclusive. */
+export interface OrderFilter {
+  readonly customerId: string | undefined;
+  readonly statuses: readonly OrderStatus[];
+  readonly from: Date | undefined;
+  readonly to: Date | undefined;
 }
 
 /** What a payment has to know of its order. */
@@ -217,6 +434,29 @@ export type PayableOrder = Pick<Order, "id" | "customerId" | "status" | "payment
 
 function requestKey({ createdBy, requestId }: NewOrder): string {
   return `${createdBy}/${requestId}`;
+}
+
+function toOrderSums(row: SumsRow | undefined): OrderSums {
+  const counts = Object.entries(row?.status_counts ?? {}) as [OrderStatus, number][];
+  return {
+    statusCounts: new Map(counts.map(([status, orders]) => [status, BigInt(orders)])),
+    currencies: (row?.currencies ?? []).map(({ currency, orders, total, top }) => ({
+      orderCount: BigInt(orders),
+      revenue: fromDecimal(currency, total),
+      topCustomers: top.map(({ id, name, email, orders: orderCount, total: spent }) => ({
+        customerId: id,
+        name,
+        email,
+        orderCount: BigInt(orderCount),
+        total: fromDecimal(currency, spent),
+      })),
+    })),
+  };
+}
+
+function toMoveOutcome({ outcome, from_status: from, was_paid: wasPaid }: MovedRow): MoveOutcome {
+  if (outcome === "NOT_FOUND") return { outcome };
+  return outcome === "MOVED" ? { outcome, from, wasPaid } : { outcome, from };
 }
 
 function toOutcome({ outcome, order_id: orderId, detail }: PlacedRow, asked: NewOrder): PlaceOutcome {

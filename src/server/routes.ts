@@ -17,6 +17,7 @@ import { auth } from "./interceptors/auth.ts";
 import { deadline } from "./interceptors/deadline.ts";
 import { errors } from "./interceptors/errors.ts";
 import { logging } from "./interceptors/logging.ts";
+import { rateLimit } from "./interceptors/rate-limit.ts";
 import { validate } from "./interceptors/validate.ts";
 import { reflectionRoutes } from "./reflection.ts";
 
@@ -41,7 +42,14 @@ export function routes(deps: Deps, health: HealthState): (router: ConnectRouter)
 }
 
 /** What every call passes through, outermost first. */
-export function interceptors({ log, tokens, clock, config }: Deps): Interceptor[] {
+export function interceptors({ log, securityLog, tokens, clock, config, rateLimits }: Deps): Interceptor[] {
   const rules = [...authRules, ...userRules, ...catalogRules, ...orderRules, ...paymentRules(config.payments)];
-  return [logging(log), errors(), deadline(), auth(tokens, log), validate({ services, rules, clock })];
+  return [
+    logging(log),
+    errors(),
+    deadline(),
+    auth(tokens, securityLog),
+    validate({ services, rules, clock }),
+    rateLimit(rateLimits),
+  ];
 }

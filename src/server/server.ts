@@ -2,13 +2,14 @@ import { randomUUID } from "node:crypto";
 import { type ContextValues, createContextValues } from "@connectrpc/connect";
 import { setCall } from "../call.ts";
 import type { Deps } from "../deps.ts";
+import { JWKS_MAX_AGE_MS } from "../users/signing-keys.ts";
+import { AVATARS_PATH, serveAvatars } from "./avatars.ts";
+import { clientAddress, clientNetwork } from "./client-address.ts";
 import { createHealth } from "./health.ts";
-import { type Listener, listen, type NodeReq, type NodeRes } from "./listener.ts";
+import { listen, type NodeReq, type NodeRes } from "./listener.ts";
 import { interceptors, routes, services } from "./routes.ts";
 
 const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
-/** Clients may keep the keys this long; a token of a newer key makes them look again. */
-const JWKS_MAX_AGE_S = 300;
 
 export interface Server {
   readonly url: string;
@@ -22,7 +23,7 @@ export interface Server {
  * @throws Error with a sentence that names the setting when the port cannot be had.
  */
 export async function startServer(deps: Deps, { host, port }: { host: string; port: number }): Promise<Server> {
-  const { db, log, config } = deps;
+  const { db, orderFeed, log, config, files } = deps;
   const health = createHealth({ services: services.map(({ typeName }) => typeName), probe: () => db.ping(), log });
   const listener = await listen({
     host,
@@ -31,33 +32,39 @@ export async function startServer(deps: Deps, { host, port }: { host: string; po
     log,
     routes: routes(deps, health),
     interceptors: interceptors(deps),
-    http: { "/.well-known/jwks.json": (_req, res) => sendJwks(deps, res) },
-    contextValues: describeCall,
+    http: {
+      "/.well-known/jwks.json": (_req, res) => sendJwks(deps, res),
+      [AVATARS_PATH]: serveAvatars(files, log),
+    },
+    contextValues: (req) => describeCall(req, config.trustProxy),
     ...(config.corsOrigins.length > 0 && { cors: { origins: config.corsOrigins } }),
   });
-  return { url: listener.url, port: listener.port, stop: (graceMs) => stop(listener, health, graceMs) };
+  const stop = async (graceMs: number) => {
+    health.setDraining();
+    orderFeed.close();
+    await listener.drain(graceMs);
+    health.close();
+  };
+  return { url: listener.url, port: listener.port, stop };
 }
 
-async function stop(listener: Listener, health: ReturnType<typeof createHealth>, graceMs: number): Promise<void> {
-  health.setDraining();
-  await listener.drain(graceMs);
-  health.close();
-}
-
-function describeCall(req: NodeReq): ContextValues {
+function describeCall(req: NodeReq, trustProxy: number): ContextValues {
   const values = createContextValues();
   const given = req.headers["x-request-id"];
+  const address = clientAddress(req.socket?.remoteAddress, req.headers["x-forwarded-for"], trustProxy);
   setCall(values, {
     requestId: typeof given === "string" && REQUEST_ID.test(given) ? given : randomUUID(),
-    clientAddress: req.socket?.remoteAddress ?? "",
+    clientAddress: address,
+    clientNetwork: clientNetwork(address),
     userAgent: req.headers["user-agent"] ?? "",
     deadline: Number.POSITIVE_INFINITY,
   });
   return values;
 }
 
-function sendJwks({ tokens }: Deps, res: NodeRes): void {
+async function sendJwks({ signingKeys }: Deps, res: NodeRes): Promise<void> {
+  const jwks = await signingKeys.jwks();
   res.setHeader("content-type", "application/json");
-  res.setHeader("cache-control", `public, max-age=${JWKS_MAX_AGE_S}`);
-  res.end(JSON.stringify(tokens.jwks));
+  res.setHeader("cache-control", `public, max-age=${JWKS_MAX_AGE_MS / 1000}`);
+  res.end(JSON.stringify(jwks));
 }

@@ -38,8 +38,16 @@ const logins: Readonly<Record<Greeting["accounts"], readonly string[]>> = {
 function commands(url: string, reflection: boolean): string[] {
   const { protocol, host } = new URL(url);
   const plain = protocol === "http:";
-  const grpcurl = ["grpcurl", plain ? "-plaintext" : "-insecure", reflection ? "" : `-import-path proto -proto ${SCHEMA_FILE}`];
-  const bufCurl = ["npx buf curl", plain ? "--http2-prior-knowledge" : "--insecure", reflection ? "" : "--schema proto"];
+  const grpcurl = [
+    "grpcurl",
+    plain ? "-plaintext" : "-insecure",
+    reflection ? "" : `-import-path proto -proto ${SCHEMA_FILE}`,
+  ];
+  const bufCurl = [
+    "npx buf curl",
+    plain ? "--http2-prior-knowledge" : "--insecure",
+    reflection ? "" : "--schema proto",
+  ];
   const curl = ["curl", plain ? "" : "--insecure"];
   const join = (...words: string[]) => words.filter((word) => word !== "").join(" ");
   return [

@@ -1,13 +1,14 @@
 import type { Transaction } from "sequelize";
 import type { Database } from "../db/database.ts";
 import { columns, flag, id, instant, instantOrNull, reference, type Table, text } from "../db/model.ts";
-import { inTransaction } from "../db/transaction.ts";
-import { DomainError } from "../errors.ts";
-import { type Address, MAX_ADDRESSES } from "./user.ts";
+import type { Address, AddressPatch } from "./user.ts";
 
 type AddressRow = Address & { readonly deleteTime: Date | null };
 
-/** All SQL about addresses. Every change locks the account's row first, so that an account's changes do not race. */
+/**
+ * All SQL about addresses. Whoever changes one locks the account first (UserStore.findForUpdate), so that an account's
+ * changes do not race. The database holds that one address is primary while there are any.
+ */
 export class AddressStore {
   readonly #db: Database;
   readonly #addresses: Table<AddressRow>;
@@ -32,27 +33,46 @@ export class AddressStore {
     );
   }
 
-  /**
-   * Adds an address. The first one is primary; a new primary one takes that from the old one.
-   * @throws DomainError TOO_MANY_ADDRESSES
-   */
-  async create(address: Address): Promise<Address> {
-    return inTransaction(this.#db, async (transaction) => {
-      const { userId } = address;
-      await this.#lockUser(userId, transaction);
-      const live = { userId, deleteTime: null };
-      const count = await this.#addresses.count({ where: live, transaction });
-      if (count >= MAX_ADDRESSES) {
-        const message = `An account may have at most ${MAX_ADDRESSES} addresses`;
-        throw new DomainError("precondition", "TOO_MANY_ADDRESSES", message);
-      }
-      const isPrimary = address.isPrimary || count === 0;
-      if (isPrimary) {
-        await this.#addresses.update({ isPrimary: false }, { where: { ...live, isPrimary: true }, transaction });
-      }
-      const created = await this.#addresses.create({ ...address, isPrimary, deleteTime: null }, { transaction });
-      return created.get();
+  /** How many an account has. */
+  async count(userId: string, transaction: Transaction): Promise<number> {
+    return this.#addresses.count({ where: { userId, deleteTime: null }, transaction });
+  }
+
+  async add(address: Address, transaction: Transaction): Promise<void> {
+    await this.#addresses.create({ ...address, deleteTime: null }, { transaction });
+  }
+
+  /** Undefined: there is none, it was removed, or it is another account's. */
+  async find(userId: string, addressId: string, transaction: Transaction): Promise<Address | undefined> {
+    const where = { id: addressId, userId, deleteTime: null };
+    const row = await this.#addresses.findOne({ where, transaction });
+    return row === null ? undefined : toAddress(row.get());
+  }
+
+  async update(addressId: string, patch: AddressPatch, transaction: Transaction): Promise<void> {
+    await this.#addresses.update(patch, { where: { id: addressId }, transaction });
+  }
+
+  /** Takes the mark of the primary address away, for another one to get it in the same transaction. */
+  async clearPrimary(userId: string, transaction: Transaction): Promise<void> {
+    await this.#addresses.update({ isPrimary: false }, { where: { userId, isPrimary: true }, transaction });
+  }
+
+  /** Hides an address: orders may refer to it. */
+  async hide(addressId: string, now: Date, transaction: Transaction): Promise<void> {
+    const hidden = { isPrimary: false, deleteTime: now };
+    await this.#addresses.update(hidden, { where: { id: addressId }, transaction });
+  }
+
+  /** Makes an account's oldest address primary; nothing happens where there is none. */
+  async promoteOldest(userId: string, transaction: Transaction): Promise<void> {
+    const [oldest] = await this.#addresses.findAll({
+      where: { userId, deleteTime: null },
+      order: [["id", "ASC"]],
+      limit: 1,
+      transaction,
     });
+    if (oldest !== undefined) await this.update(oldest.get().id, { isPrimary: true }, transaction);
   }
 
   /** Oldest first, at most `limit`, after the address `afterId` where it is given. */
@@ -69,9 +89,8 @@ export class AddressStore {
       [userId, afterId ?? null, limit],
     );
   }
+}
 
-  async #lockUser(userId: string, transaction: Transaction): Promise<void> {
-    const statement = { name: "lock-user", text: "SELECT FROM users WHERE id = $1 FOR NO KEY UPDATE" };
-    await this.#db.query(statement, [userId], transaction);
-  }
+function toAddress({ deleteTime: _, ...address }: AddressRow): Address {
+  return address;
 }

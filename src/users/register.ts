@@ -1,6 +1,7 @@
 import { v7 as uuidv7 } from "uuid";
 import type { Role } from "../call.ts";
 import type { Clock } from "../deps.ts";
+import { verificationEmailJob } from "./account-jobs.ts";
 import type { Passwords } from "./passwords.ts";
 import type { UserStore } from "./store.ts";
 import { normaliseEmail, type User } from "./user.ts";
@@ -15,7 +16,7 @@ export interface Registration {
 }
 
 /**
- * Makes an account. The password is hashed before the email is looked at, so that the time taken says nothing of it.
+ * Makes an account, and has a verification mail sent to it. The password is hashed before the email is looked at, so that the time taken says nothing of it.
  * @throws DomainError EMAIL_TAKEN, OVERLOADED
  */
 export async function register(
@@ -45,6 +46,6 @@ export async function register(
     deleteTime: null,
     version: 1,
   };
-  await users.create(user);
+  await users.create(user, [verificationEmailJob(user.id)]);
   return user;
 }

@@ -1,4 +1,4 @@
-import { DataTypes } from "sequelize";
+import { DataTypes, Op, type Transaction } from "sequelize";
 import type { Database } from "../db/database.ts";
 import { columns, instant, type Table } from "../db/model.ts";
 import { inTransaction } from "../db/transaction.ts";
@@ -11,7 +11,7 @@ export interface SigningKey {
   /** Encrypted. */
   readonly privateKey: Buffer;
   readonly createTime: Date;
-  /** From then on it may sign. */
+  /** From then on it signs, until that of the next one. */
   readonly activateTime: Date;
 }
 
@@ -35,20 +35,51 @@ export class SigningKeyStore {
     );
   }
 
-  /** Newest first. */
-  async list(): Promise<SigningKey[]> {
+  /** Those that sign last come first. */
+  async list(transaction?: Transaction): Promise<SigningKey[]> {
     const order: [string, string][] = [
       ["activateTime", "DESC"],
       ["id", "DESC"],
     ];
-    return (await this.#keys.findAll({ order })).map((key) => key.get());
+    return (await this.#keys.findAll({ order, transaction: transaction ?? null })).map((key) => key.get());
   }
 
-  /** Keeps `key` if there is none at all yet: of replicas that start together on a new database, one makes the key. */
+  /**
+   * Keeps `key` unless another one already waits for its time to sign: rotations at once, and one too many, make one.
+   * @returns the key that waits: the other one, or `key`.
+   */
+  async createNext(key: SigningKey): Promise<SigningKey> {
+    return this.#alone(async (transaction) => {
+      const [last] = await this.list(transaction);
+      if (last !== undefined && last.activateTime > key.createTime) return last;
+      await this.#keys.create(key, { transaction });
+      return key;
+    });
+  }
+
+  /** Keeps `key` if there is none at all yet. */
   async createFirst(key: SigningKey): Promise<void> {
-    await inTransaction(this.#db, async (transaction) => {
-      await this.#db.sequelize.query("LOCK TABLE signing_keys IN SHARE ROW EXCLUSIVE MODE", { transaction });
+    await this.#alone(async (transaction) => {
       if ((await this.#keys.findOne({ transaction })) === null) await this.#keys.create(key, { transaction });
+    });
+  }
+
+  /** Deletes keys whose successor has signed since before `supersededBefore`. @returns their ids. */
+  async deleteSuperseded(supersededBefore: Date): Promise<string[]> {
+    return this.#alone(async (transaction) => {
+      const keys = await this.list(transaction);
+      const current = keys.findIndex(({ activateTime }) => activateTime < supersededBefore);
+      const ids = current < 0 ? [] : keys.slice(current + 1).map(({ id }) => id);
+      if (ids.length > 0) await this.#keys.destroy({ where: { id: { [Op.in]: ids } }, transaction });
+      return ids;
+    });
+  }
+
+  /** Readers go on; of writers there is one at a time. */
+  #alone<T>(work: (transaction: Transaction) => Promise<T>): Promise<T> {
+    return inTransaction(this.#db, async (transaction) => {
+      await this.#db.sequelize.query("LOCK TABLE signing_keys IN SHARE ROW EXCLUSIVE MODE", { transaction });
+      return work(transaction);
     });
   }
 }

@@ -1,7 +1,17 @@
+import { randomUUID } from "node:crypto";
 import { expect } from "chai";
 import { sql } from "../support/database.ts";
-import { money, newAdmin, newCustomer, newProduct, type Person, present, text } from "../support/factories.ts";
-import { refusalOf } from "../support/refusals.ts";
+import {
+  money,
+  newAdmin,
+  newCustomer,
+  newOrder,
+  newProduct,
+  type Person,
+  present,
+  text,
+} from "../support/factories.ts";
+import { refusalOf, tally } from "../support/refusals.ts";
 import { useServer } from "../support/server.ts";
 
 describe("the catalogue", () => {
@@ -106,5 +116,128 @@ describe("the catalogue", () => {
   it("refuses an id that is no UUID", async () => {
     const refusal = await refusalOf(server.as().catalog.getProduct({ productId: "42" }));
     expect(refusal.fields).to.deep.equal({ product_id: "Product id must be a UUID" });
+  });
+});
+
+describe("UpdateProduct", () => {
+  const server = useServer();
+  let admin: Person;
+  before(async () => {
+    admin = await newAdmin(server);
+  });
+
+  it("changes the fields of the mask, and no others", async () => {
+    const { id } = await newProduct(admin, { name: "Mug", price: "10.99", stock: 3 });
+    const product = { id, name: "Cup", price: money("9.50"), description: "not in the mask", stockQuantity: 99 };
+    const { product: changed } = await admin.catalog.updateProduct({
+      product,
+      updateMask: { paths: ["name", "price"] },
+    });
+    expect(changed).to.include({ name: "Cup", description: "", stockQuantity: 3, etag: "2" });
+    expect(text(changed?.price)).to.equal("9.5 USD");
+  });
+
+  it("takes the populated fields where there is no mask", async () => {
+    const { id } = await newProduct(admin, { name: "Mug" });
+    const { product } = await admin.catalog.updateProduct({ product: { id, active: false } });
+    expect(product).to.include({ name: "Mug", active: false });
+  });
+
+  it("refuses an update of what somebody else has changed since", async () => {
+    const { id, etag } = await newProduct(admin);
+    const rename = (name: string) => admin.catalog.updateProduct({ product: { id, name, etag } });
+    expect(await tally([rename("A"), rename("B"), rename("C")])).to.deep.equal({ ok: 1, ETAG_MISMATCH: 2 });
+    expect(await refusalOf(rename("D"))).to.include({ code: "Aborted", reason: "ETAG_MISMATCH" });
+    const odd = admin.catalog.updateProduct({ product: { id, name: "E", etag: "not ours" } });
+    expect((await refusalOf(odd)).reason).to.equal("ETAG_MISMATCH");
+  });
+
+  it("tells an unknown product, an unknown path and faulty values", async () => {
+    const unknown = admin.catalog.updateProduct({ product: { id: randomUUID(), name: "A" } });
+    expect((await refusalOf(unknown)).reason).to.equal("PRODUCT_NOT_FOUND");
+    const { id } = await newProduct(admin);
+    const faulty = admin.catalog.updateProduct({
+      product: { id, price: money("-1") },
+      updateMask: { paths: ["name", "price", "stock_quantity"] },
+    });
+    expect((await refusalOf(faulty)).reasons).to.deep.equal({
+      update_mask: "UPDATE_MASK_INVALID",
+      "product.name": "REQUIRED",
+      "product.price": "AMOUNT_NEGATIVE",
+    });
+  });
+
+  it("does not change the price of orders that were made", async () => {
+    const customer = await newCustomer(server);
+    const product = await newProduct(admin, { price: "10.99" });
+    const order = await newOrder(customer, [[product, 1]]);
+    await admin.catalog.updateProduct({ product: { id: product.id, price: money("1") } });
+    const { order: again } = await customer.orders.getOrder({ orderId: order.id });
+    expect(text(again?.totalAmount)).to.equal("10.99 USD");
+  });
+});
+
+describe("AdjustStock", () => {
+  const server = useServer();
+  let admin: Person;
+  before(async () => {
+    admin = await newAdmin(server);
+  });
+  const adjustment = (productId: string, delta: number) => ({
+    requestId: randomUUID(),
+    productId,
+    delta,
+    reason: "Stocktaking",
+  });
+
+  it("adds to and takes from the stock, which the journal explains", async () => {
+    const { id } = await newProduct(admin, { stock: 5 });
+    await admin.catalog.adjustStock(adjustment(id, 7));
+    const { product } = await admin.catalog.adjustStock(adjustment(id, -2));
+    expect(product?.stockQuantity).to.equal(10);
+    const journal = await sql(
+      server.database,
+      "SELECT delta, kind, reason FROM stock_movements WHERE product_id = $1 ORDER BY id",
+      [id],
+    );
+    expect(journal).to.deep.equal([
+      { delta: 5, kind: "INITIAL", reason: "" },
+      { delta: 7, kind: "ADJUSTMENT", reason: "Stocktaking" },
+      { delta: -2, kind: "ADJUSTMENT", reason: "Stocktaking" },
+    ]);
+  });
+
+  it("never goes below zero nor above a thousand million", async () => {
+    const { id } = await newProduct(admin, { name: "Widget A", stock: 1 });
+    expect(await refusalOf(admin.catalog.adjustStock(adjustment(id, -2)))).to.include({
+      code: "FailedPrecondition",
+      reason: "INSUFFICIENT_STOCK",
+      message: "Insufficient stock for product Widget A. Available: 1, Requested: 2",
+    });
+    expect((await refusalOf(admin.catalog.adjustStock(adjustment(id, 1_000_000_000)))).reason).to.equal(
+      "STOCK_TOO_LARGE",
+    );
+    const calls = Array.from({ length: 10 }, () => admin.catalog.adjustStock(adjustment(id, -1)));
+    expect(await tally(calls)).to.deep.equal({ ok: 1, INSUFFICIENT_STOCK: 9 });
+  });
+
+  it("carries the same request out once, and refuses another under its id", async () => {
+    const { id } = await newProduct(admin, { stock: 0 });
+    const request = adjustment(id, 5);
+    const calls = Array.from({ length: 10 }, () => admin.catalog.adjustStock(request));
+    expect(await tally(calls)).to.deep.equal({ ok: 10 });
+    expect((await admin.catalog.getProduct({ productId: id })).product?.stockQuantity).to.equal(5);
+    expect((await refusalOf(admin.catalog.adjustStock({ ...request, delta: 6 }))).reason).to.equal("REQUEST_ID_REUSED");
+  });
+
+  it("is for admins, of products that are there, by a delta that is not 0, with a reason", async () => {
+    const customer = await newCustomer(server);
+    const { id } = await newProduct(admin);
+    expect((await refusalOf(customer.catalog.adjustStock(adjustment(id, 1)))).reason).to.equal("ADMIN_REQUIRED");
+    expect((await refusalOf(admin.catalog.adjustStock(adjustment(randomUUID(), 1)))).reason).to.equal(
+      "PRODUCT_NOT_FOUND",
+    );
+    const faulty = admin.catalog.adjustStock({ ...adjustment(id, 0), reason: " " });
+    expect((await refusalOf(faulty)).reasons).to.deep.equal({ delta: "REQUIRED", reason: "REQUIRED" });
   });
 });

@@ -58,8 +58,8 @@ describe("an RPC of another issue", () => {
   const server = useServer();
 
   it("answers UNIMPLEMENTED to who may call it", async () => {
-    const { users } = await newCustomer(server);
-    expect(await refusalOf(users.updateProfile({ user: {} }))).to.include({
+    const { payments } = await newCustomer(server);
+    expect(await refusalOf(payments.getRewards({}))).to.include({
       code: "Unimplemented",
       reason: "UNIMPLEMENTED",
     });

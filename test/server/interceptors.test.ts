@@ -28,6 +28,7 @@ import { useServer } from "../support/server.ts";
 const aCall = (): Call => ({
   requestId: "req-1",
   clientAddress: "192.0.2.1",
+  clientNetwork: "192.0.2.1",
   userAgent: "",
   deadline: Number.POSITIVE_INFINITY,
 });

@@ -42,7 +42,7 @@ export interface Program {
 }
 
 /** Starts `file`, a path in the project, with a channel whose closing tells it that its parent is gone. */
-export function startProgram(file: string, options: ProgramOptions = {}): Program {
+function startProgram(file: string, options: ProgramOptions = {}): Program {
   const { args = [], settings = {}, nodeOptions = [], input } = options;
   const command = ["--disable-warning=ExperimentalWarning", ...nodeOptions, join(ROOT, file), ...args];
   const child = spawn(process.execPath, command, {
@@ -95,8 +95,8 @@ export interface ServiceProcess extends Program {
   readonly url: string;
 }
 
-/** Gives the suite it is called in programs and folders of its own, which are gone after each test. */
-export function usePrograms() {
+/** Gives the suite it is called in programs and folders, which are gone after each test, or after the suite. */
+export function usePrograms({ per = "test" }: { readonly per?: "test" | "suite" } = {}) {
   const programs: Program[] = [];
   const folders: string[] = [];
   const start = (file: string, options?: ProgramOptions): Program => {
@@ -108,7 +108,8 @@ export function usePrograms() {
   const startService = (settings: Readonly<Record<string, string>>, options: ProgramOptions = {}): Program =>
     start("src/main.ts", { ...options, settings: { PORT: "0", SANDBOX_PORT: "0", ...settings } });
 
-  afterEach(async () => {
+  const finish = per === "test" ? afterEach : after;
+  finish(async () => {
     for (const { child, ended } of programs.splice(0)) {
       if (child.exitCode === null && child.signalCode === null) child.kill("SIGKILL");
       await ended;
@@ -127,7 +128,7 @@ export function usePrograms() {
     /** Starts the service and waits for its greeting. */
     async runService(settings: Readonly<Record<string, string>>, options?: ProgramOptions): Promise<ServiceProcess> {
       const program = startService(settings, options);
-      const [, url = ""] = await program.printed(/Tradepost serves .* at (\S+)\n[^]*Ctrl-C stops it/);
+      const [, url = ""] = await program.printed(/Tradepost serves [^\n]* at (\S+)\n.*Ctrl-C stops it/s);
       return Object.create(program, { url: { value: url } }) as ServiceProcess;
     },
     async newFolder(): Promise<string> {

@@ -10,16 +10,21 @@ import { OrderService } from "../../gen/tradepost/order/v1/order_service_pb.js";
 import { PaymentService } from "../../gen/tradepost/payment/v1/payment_service_pb.js";
 import { AuthService } from "../../gen/tradepost/user/v1/auth_service_pb.js";
 import { UserService } from "../../gen/tradepost/user/v1/user_service_pb.js";
-import { assemble } from "../../src/assemble.ts";
+import { assemble, disconnect, jobHandlers } from "../../src/assemble.ts";
 import { readConfig } from "../../src/config.ts";
 import type { Deps } from "../../src/deps.ts";
+import { runDueJobs } from "../../src/jobs/worker.ts";
+import type { Mail } from "../../src/mail/mail.ts";
 import type { Gateway } from "../../src/payments/gateways/gateway.ts";
 import { createSandboxGateway } from "../../src/payments/gateways/sandbox.ts";
 import { type Sandbox, startSandbox } from "../../src/payments/gateways/sandbox-server.ts";
 import { type FraudCheck, noFraudRules } from "../../src/payments/screen.ts";
-import { type Server, startServer } from "../../src/server/server.ts";
+import { startServer } from "../../src/server/server.ts";
 import { createDatabase, type TestDatabase } from "./database.ts";
 import { FakeClock } from "./fakes.ts";
+
+/** How long a test's calls may take to end when its server stops. */
+const DRAIN_MS = 1_000;
 
 export interface TestServerOptions {
   /** Settings by their names, such as `{ RESERVATION_MINUTES: "5" }`. */
@@ -27,6 +32,8 @@ export interface TestServerOptions {
   /** Not given: a real sandbox gateway. */
   readonly gateway?: Gateway;
   readonly fraud?: FraudCheck;
+  /** Not given: as the settings want it, which is into files. */
+  readonly mail?: Mail;
   /** Takes the log lines; not given: nobody does. */
   readonly logTo?: DestinationStream;
   /** Not given: a fresh clone of the migrated template. Given, it is not dropped at the end. */
@@ -42,6 +49,8 @@ export interface TestServer {
   readonly sandbox: Sandbox;
   /** Typed clients over gRPC; with a token they send it. */
   as(token?: string): Clients;
+  /** Carries out the jobs that are due, which nobody does otherwise; those that fail are due again later. */
+  runJobs(): Promise<void>;
   stop(): Promise<void>;
 }
 
@@ -55,8 +64,12 @@ export interface Clients {
 }
 
 async function startTestServer(options: TestServerOptions = {}): Promise<TestServer> {
+  // What a failed start leaves running would keep Mocha from ever ending.
+  await using started = new AsyncDisposableStack();
   const dataDir = await mkdtemp(join(tmpdir(), "tradepost-server-"));
+  started.defer(() => rm(dataDir, { recursive: true, force: true }));
   const database = options.database ?? (await createDatabase());
+  if (options.database === undefined) started.defer(() => database.drop());
   const clock = new FakeClock();
   const silent = pino({ level: "silent" });
   const sandbox = await startSandbox({
@@ -66,14 +79,22 @@ async function startTestServer(options: TestServerOptions = {}): Promise<TestSer
     lateMs: 50,
     hangMs: 20_000,
   });
+  started.defer(() => sandbox.close());
   const gateway = options.gateway ?? createSandboxGateway({ name: "sandbox-primary", baseUrl: sandbox.url });
-  const config = readConfig({ NODE_ENV: "test", DATA_DIR: dataDir, ...options.settings });
+  started.defer(() => gateway.close());
+  const config = readConfig({ NODE_ENV: "test", DATA_DIR: dataDir, RATE_LIMITS: "off", ...options.settings });
   const log = options.logTo === undefined ? silent : pino({ level: "debug" }, options.logTo);
   const { fraud = noFraudRules } = options;
-  const deps = await assemble({ config, log, databaseUrl: database.url, gateway, fraud, clock });
+  const parts = options.mail === undefined ? {} : { mail: options.mail };
+  const deps = await assemble({ config, log, databaseUrl: database.url, gateway, fraud, clock, ...parts });
+  started.defer(() => disconnect(deps));
+  started.defer(() => deps.mail.close());
   const server = await startServer(deps, { host: "127.0.0.1", port: 0 });
+  started.defer(() => server.stop(DRAIN_MS));
   const session = new Http2SessionManager(server.url);
+  started.defer(() => session.abort());
 
+  const running = started.move();
   return {
     url: server.url,
     deps,
@@ -82,12 +103,8 @@ async function startTestServer(options: TestServerOptions = {}): Promise<TestSer
     sandbox,
     as: (token) =>
       clientsOver(createGrpcTransport({ baseUrl: server.url, sessionManager: session, interceptors: bearing(token) })),
-    async stop() {
-      session.abort();
-      await stopAll(server, deps, sandbox);
-      if (options.database === undefined) await database.drop();
-      await rm(dataDir, { recursive: true, force: true });
-    },
+    runJobs: () => runDueJobs({ databaseUrl: database.url, prepared: true, handlers: jobHandlers(deps), log }),
+    stop: () => running.disposeAsync(),
   };
 }
 
@@ -119,6 +136,7 @@ export function useServer(options: TestServerOptions = {}): TestServer {
       return present().sandbox;
     },
     as: (token) => present().as(token),
+    runJobs: async () => present().runJobs(),
     stop: async () => present().stop(),
   };
 }
@@ -132,13 +150,6 @@ function clientsOver(transport: Transport): Clients {
     orders: client(OrderService),
     payments: client(PaymentService),
   };
-}
-
-async function stopAll(server: Server, deps: Deps, sandbox: Sandbox): Promise<void> {
-  await server.stop(1_000);
-  deps.gateway.close();
-  await deps.db.close();
-  await sandbox.close();
 }
 
 function bearing(token: string | undefined): Interceptor[] {

@@ -13,6 +13,9 @@ CREATE TABLE products (
   update_time    timestamptz(3) NOT NULL,
   version        integer NOT NULL DEFAULT 1
 );
+-- Lists search names by a part of them; the index serves parts of three letters and more.
+CREATE EXTENSION IF NOT EXISTS pg_trgm;
+CREATE INDEX products_name ON products USING gin (name gin_trgm_ops);
 COMMENT ON TABLE products IS 'What can be ordered. stock_quantity is always the sum of the product''s stock_movements.';
 -- Stock changes with every order: with room on the page and no index on the changed column those updates stay HOT.
 ALTER TABLE products SET (fillfactor = 50);
@@ -46,6 +49,10 @@ COMMENT ON COLUMN orders.created_by IS 'Who called; request_id is unique for eac
 COMMENT ON COLUMN orders.request_hash IS 'SHA-256 of the request''s canonical form, to tell a repeated request from another one under the same id.';
 COMMENT ON COLUMN orders.shipping_address IS 'The address as it was: {street, city, state, postal_code, country}.';
 CREATE INDEX orders_customer ON orders (customer_id, order_time DESC, id DESC);
+CREATE INDEX orders_time ON orders (order_time DESC, id DESC);
+CREATE INDEX orders_status ON orders (status, order_time DESC, id DESC);
+-- What the sweep of unpaid orders reads: only those that can expire.
+CREATE INDEX orders_expiry ON orders (expire_time) WHERE status = 'PENDING';
 
 CREATE TABLE order_items (
   order_id     uuid NOT NULL REFERENCES orders ON DELETE CASCADE,
@@ -80,13 +87,18 @@ CREATE INDEX stock_movements_product ON stock_movements (product_id, id);
 CREATE UNIQUE INDEX stock_movements_once ON stock_movements (order_id, product_id, kind) WHERE order_id IS NOT NULL;
 
 CREATE TABLE order_events (
-  id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  order_id    uuid NOT NULL REFERENCES orders ON DELETE CASCADE,
-  from_status text,
-  to_status   text NOT NULL,
-  actor_id    uuid,
-  reason      text NOT NULL DEFAULT '',
-  create_time timestamptz(3) NOT NULL
+  xact_id            xid8 NOT NULL DEFAULT pg_current_xact_id(),
+  id                 bigint GENERATED ALWAYS AS IDENTITY,
+  order_id           uuid NOT NULL REFERENCES orders ON DELETE CASCADE,
+  from_status        text,
+  to_status          text NOT NULL,
+  from_payment_state text,
+  to_payment_state   text NOT NULL,
+  actor_id           uuid,
+  reason             text NOT NULL DEFAULT '',
+  create_time        timestamptz(3) NOT NULL,
+  -- Also the feed of WatchOrders, which reads on by transaction: ids alone become visible out of order.
+  PRIMARY KEY (xact_id, id)
 );
 COMMENT ON TABLE order_events IS 'Who moved an order when, from what (null: it was placed) to what and why. No actor: the service itself.';
 CREATE INDEX order_events_order ON order_events (order_id, id);

@@ -162,8 +162,8 @@ BEGIN
    ORDER BY r.created_by, r.request_id;
 
   IF FOUND THEN
-    INSERT INTO order_events (order_id, to_status, actor_id, create_time)
-    SELECT r.id, r.status, r.created_by, r.order_time
+    INSERT INTO order_events (order_id, to_status, to_payment_state, actor_id, create_time)
+    SELECT r.id, r.status, 'UNPAID', r.created_by, r.order_time
       FROM unnest(ids, statuses, created_by, order_times, outcomes) r (id, status, created_by, order_time, outcome)
      WHERE r.outcome = 'PLACED';
 

@@ -1,7 +1,7 @@
 import type { Interceptor } from "@connectrpc/connect";
-import type { Logger } from "pino";
-import { type Caller, callOf } from "../../call.ts";
+import { type Call, type Caller, callOf } from "../../call.ts";
 import { DomainError } from "../../errors.ts";
+import type { SecurityLog } from "../../telemetry/security-log.ts";
 import type { Tokens } from "../../users/tokens.ts";
 import { accessOf, mayCall } from "../access.ts";
 
@@ -9,7 +9,7 @@ import { accessOf, mayCall } from "../access.ts";
  * Lets through who the access table lets through. Where no token is needed one that is sent is checked all the same:
  * its sender must not be taken for nobody.
  */
-export function auth(tokens: Tokens, log: Logger): Interceptor {
+export function auth(tokens: Tokens, securityLog: SecurityLog): Interceptor {
   return (next) => async (req) => {
     const method = `${req.service.typeName}/${req.method.name}`;
     const access = accessOf(method);
@@ -24,24 +24,30 @@ export function auth(tokens: Tokens, log: Logger): Interceptor {
         "Send an access token as `authorization: Bearer <token>`",
       );
     }
-    if (token !== undefined) call.caller = await verify(tokens, token, log, call.requestId);
+    if (token !== undefined) call.caller = await verify(tokens, token, securityLog, call);
     if (!mayCall(access, call.caller?.role)) {
-      log.warn(
-        { method, userId: call.caller?.userId, role: call.caller?.role, requestId: call.requestId },
-        "access denied",
-      );
+      const { requestId, clientAddress, caller } = call;
+      const who = { userId: caller?.userId, role: caller?.role, requestId, clientAddress };
+      securityLog.note("access_denied", { ...who, method, target: method });
       throw forbidden("ADMIN_REQUIRED", "Only an admin may do this");
     }
     return next(req);
   };
 }
 
-async function verify(tokens: Tokens, token: string, log: Logger, requestId: string): Promise<Caller> {
+async function verify(
+  tokens: Tokens,
+  token: string,
+  securityLog: SecurityLog,
+  { requestId, clientAddress }: Call,
+): Promise<Caller> {
   try {
     return await tokens.verify(token);
   } catch (error) {
-    if (error instanceof DomainError)
-      log.warn({ requestId, cause: String(error.cause ?? "unknown key") }, "bad access token");
+    if (error instanceof DomainError && error.reason === "TOKEN_INVALID") {
+      const cause = String(error.details.cause ?? "unknown key");
+      securityLog.note("access_token_bad", { cause, requestId, clientAddress });
+    }
     throw error;
   }
 }

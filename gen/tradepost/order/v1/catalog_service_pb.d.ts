@@ -326,7 +326,7 @@ export declare const CatalogService: GenService<{
    * Adds to or takes from a product's stock. Admins only. Repeated with the same `request_id` it changes nothing and
    * answers with the product as it is now.
    * Errors: PERMISSION_DENIED ADMIN_REQUIRED; NOT_FOUND PRODUCT_NOT_FOUND; FAILED_PRECONDITION INSUFFICIENT_STOCK when
-   * the stock would fall below zero; INVALID_ARGUMENT REQUEST_ID_REUSED when the id came with another request.
+   * the stock would fall below zero, STOCK_TOO_LARGE when it would be above 1,000,000,000; INVALID_ARGUMENT REQUEST_ID_REUSED when the id came with another request.
    *
    * @generated from rpc tradepost.order.v1.CatalogService.AdjustStock
    */

@@ -33,7 +33,7 @@ export declare type ListUsersRequest = Message<"tradepost.user.v1.ListUsersReque
   locked?: boolean | undefined;
 
   /**
-   * Only accounts whose normalised email starts so. Empty: all.
+   * Only accounts whose email starts so; normalised as emails are. Empty: all.
    *
    * @generated from field: string email_prefix = 3;
    */
@@ -149,7 +149,9 @@ export declare type UpdateUserRequest = Message<"tradepost.user.v1.UpdateUserReq
 
   /**
    * Any of email, first_name, last_name, phone, date_of_birth, role, bio, preferences, preferences.newsletter,
-   * preferences.notifications. Absent: the populated ones. An unknown or output-only path is INVALID_ARGUMENT.
+   * preferences.notifications. Absent or empty: the populated ones; output-only ones are ignored then. An unknown or
+   * output-only path is INVALID_ARGUMENT. A field named without a value is cleared (phone, bio), unchanged
+   * (preferences) or a fault (the others).
    *
    * @generated from field: google.protobuf.FieldMask update_mask = 2;
    */
@@ -330,14 +332,16 @@ export declare type AccountEvent = Message<"tradepost.user.v1.AccountEvent"> & {
   actorId: string;
 
   /**
-   * What happened, UPPER_SNAKE, such as REGISTERED, EMAIL_CHANGED, ROLE_CHANGED, LOCKED, DELETED.
+   * What happened, UPPER_SNAKE, such as REGISTERED, PROFILE_UPDATED, EMAIL_CHANGED, ROLE_CHANGED, ADDRESS_ADDED, LOCKED,
+   * DELETED.
    *
    * @generated from field: string type = 4;
    */
   type: string;
 
   /**
-   * What changed, such as {"from": "USER", "to": "ADMIN"}; never a secret.
+   * What changed, such as {"from": "USER", "to": "ADMIN"} or {"changed": "firstName,phone"}; emails are masked. Never a
+   * secret.
    *
    * @generated from field: map<string, string> details = 5;
    */
@@ -466,8 +470,8 @@ export declare type UpdateProfileRequest = Message<"tradepost.user.v1.UpdateProf
   user?: User | undefined;
 
   /**
-   * Any of first_name, last_name, phone, bio, preferences, preferences.newsletter, preferences.notifications. Absent:
-   * the populated ones. Another path is INVALID_ARGUMENT.
+   * Any of first_name, last_name, phone, bio, preferences, preferences.newsletter, preferences.notifications. Absent or
+   * empty: the populated ones; others are ignored then. Another path is INVALID_ARGUMENT.
    *
    * @generated from field: google.protobuf.FieldMask update_mask = 2;
    */
@@ -682,8 +686,9 @@ export declare type UpdateAddressRequest = Message<"tradepost.user.v1.UpdateAddr
   address?: Address | undefined;
 
   /**
-   * Any of street, city, state, postal_code, country, primary. Absent: the populated ones. `primary` can only be set:
-   * to take it away, set it on another address.
+   * Any of street, city, state, postal_code, country, primary. Absent: the populated ones. `primary` can only be set: to
+   * take it away (FAILED_PRECONDITION PRIMARY_ADDRESS_REQUIRED), set it on another address. Of the others none can be
+   * cleared. An unknown or output-only path is INVALID_ARGUMENT.
    *
    * @generated from field: google.protobuf.FieldMask update_mask = 2;
    */
@@ -758,7 +763,7 @@ export declare const DeleteAddressResponseSchema: GenMessage<DeleteAddressRespon
  */
 export declare const UserService: GenService<{
   /**
-   * Lists accounts, ordered by id (oldest first). Admins only.
+   * Lists accounts, ordered by id (oldest first), with the lock fields. Admins only.
    * Errors: PERMISSION_DENIED ADMIN_REQUIRED.
    *
    * @generated from rpc tradepost.user.v1.UserService.ListUsers
@@ -769,7 +774,7 @@ export declare const UserService: GenService<{
     output: typeof ListUsersResponseSchema;
   },
   /**
-   * Reads one account: one's own, or any for an admin.
+   * Reads one account: one's own, or any, deleted ones too, for an admin.
    * Errors: PERMISSION_DENIED ACCESS_DENIED; NOT_FOUND USER_NOT_FOUND for admins.
    *
    * @generated from rpc tradepost.user.v1.UserService.GetUser
@@ -780,7 +785,9 @@ export declare const UserService: GenService<{
     output: typeof GetUserResponseSchema;
   },
   /**
-   * Changes one account: one's own, or any for an admin. A changed email has to be verified anew.
+   * Changes one account: one's own, or any for an admin. A changed email has to be verified anew, and is mailed a link
+   * for it. A changed role counts from the next call on. Naming what already is so is no change: neither `etag` nor
+   * `update_time` moves. A deleted account is not found: bring it back first.
    * Errors: PERMISSION_DENIED ACCESS_DENIED, ROLE_CHANGE_FORBIDDEN; NOT_FOUND USER_NOT_FOUND; ALREADY_EXISTS
    * EMAIL_TAKEN; ABORTED ETAG_MISMATCH; FAILED_PRECONDITION LAST_ADMIN.
    *
@@ -792,7 +799,8 @@ export declare const UserService: GenService<{
     output: typeof UpdateUserResponseSchema;
   },
   /**
-   * Deletes an account and ends its sessions; its email stays taken, and UndeleteUser brings it back. Admins only.
+   * Deletes an account and ends its sessions; its email stays taken, and UndeleteUser brings it back. An account that is
+   * deleted already is not found. Admins only.
    * Errors: PERMISSION_DENIED ADMIN_REQUIRED; NOT_FOUND USER_NOT_FOUND; FAILED_PRECONDITION SELF_DELETION, LAST_ADMIN.
    *
    * @generated from rpc tradepost.user.v1.UserService.DeleteUser
@@ -814,7 +822,8 @@ export declare const UserService: GenService<{
     output: typeof UndeleteUserResponseSchema;
   },
   /**
-   * Ends the lock that wrong passwords put on an account. Admins only.
+   * Ends the lock that wrong passwords put on an account, and forgets those; nothing else happens where there is none.
+   * Admins only.
    * Errors: PERMISSION_DENIED ADMIN_REQUIRED; NOT_FOUND USER_NOT_FOUND.
    *
    * @generated from rpc tradepost.user.v1.UserService.UnlockUser
@@ -825,7 +834,7 @@ export declare const UserService: GenService<{
     output: typeof UnlockUserResponseSchema;
   },
   /**
-   * Lists what happened to an account, newest first. Admins only.
+   * Lists what happened to an account, deleted or not, newest first. Admins only.
    * Errors: PERMISSION_DENIED ADMIN_REQUIRED; NOT_FOUND USER_NOT_FOUND.
    *
    * @generated from rpc tradepost.user.v1.UserService.ListAccountEvents
@@ -846,8 +855,8 @@ export declare const UserService: GenService<{
     output: typeof GetProfileResponseSchema;
   },
   /**
-   * Changes the caller's names, phone, bio and preferences; nothing else.
-   * Errors: ABORTED ETAG_MISMATCH.
+   * Changes the caller's names, phone, bio and preferences; nothing else. Naming what already is so is no change.
+   * Errors: ABORTED ETAG_MISMATCH; NOT_FOUND USER_NOT_FOUND when it was deleted.
    *
    * @generated from rpc tradepost.user.v1.UserService.UpdateProfile
    */
@@ -900,7 +909,7 @@ export declare const UserService: GenService<{
   },
   /**
    * Changes one of the caller's addresses. Orders keep the address as it was.
-   * Errors: NOT_FOUND ADDRESS_NOT_FOUND.
+   * Errors: NOT_FOUND ADDRESS_NOT_FOUND; FAILED_PRECONDITION PRIMARY_ADDRESS_REQUIRED.
    *
    * @generated from rpc tradepost.user.v1.UserService.UpdateAddress
    */

@@ -1,0 +1,190 @@
+import { expect } from "chai";
+import { Transaction } from "sequelize";
+import { type Order, OrderStatus } from "../../gen/tradepost/order/v1/order_pb.js";
+import type { WatchOrdersResponse } from "../../gen/tradepost/order/v1/order_service_pb.js";
+import { sql } from "../support/database.ts";
+import { newAdmin, newCustomer, newOrder, newProduct, type Person, paymentOf, present } from "../support/factories.ts";
+import { refusalOf } from "../support/refusals.ts";
+import { useServer } from "../support/server.ts";
+
+/** Reads a watch message by message. */
+class Reader {
+  readonly #leave = new AbortController();
+  readonly #messages: AsyncIterator<WatchOrdersResponse>;
+  cursor = "";
+
+  constructor(person: Person, request: { cursor?: string; customerId?: string } = {}) {
+    const options = { signal: this.#leave.signal, timeoutMs: 20_000 };
+    this.#messages = person.orders.watchOrders(request, options)[Symbol.asyncIterator]();
+  }
+
+  async next(): Promise<Order> {
+    for (;;) {
+      const { value, done } = await this.#messages.next();
+      if (done === true) throw new Error("the watch ended without an error");
+      this.cursor = value.cursor;
+      if (value.order !== undefined) return value.order;
+    }
+  }
+
+  leave(): void {
+    this.#leave.abort();
+  }
+}
+
+describe("WatchOrders", () => {
+  const server = useServer();
+  let admin: Person;
+  let ada: Person;
+  let ben: Person;
+  const readers: Reader[] = [];
+  before(async () => {
+    [admin, ada, ben] = await Promise.all([newAdmin(server), newCustomer(server), newCustomer(server)]);
+  });
+  afterEach(() => {
+    for (const reader of readers.splice(0)) reader.leave();
+  });
+
+  const watch = (...args: ConstructorParameters<typeof Reader>) => {
+    const reader = new Reader(...args);
+    readers.push(reader);
+    return reader;
+  };
+  /** A reader that is surely there: it has seen an order made for it. */
+  const watching = async (...args: ConstructorParameters<typeof Reader>) => {
+    const reader = watch(...args);
+    let seen = false;
+    const first = reader.next().then(() => {
+      seen = true;
+    });
+    while (!seen) {
+      await placeFor(ada);
+      await Promise.race([first, new Promise((resolve) => setTimeout(resolve, 100))]);
+    }
+    await first;
+    return reader;
+  };
+  const placeFor = async (customer: Person, extra = {}) => newOrder(customer, [[await newProduct(admin), 1]], extra);
+  /** The next change of one order, whatever else comes before it. */
+  const nextOf = async (reader: Reader, id: string) => {
+    for (;;) {
+      const order = await reader.next();
+      if (order.id === id) return order;
+    }
+  };
+
+  it("tells of an order's whole way as it happens", async () => {
+    const reader = await watching(ada);
+    const { id } = await placeFor(ada, { awaitPayment: true });
+    expect((await nextOf(reader, id)).status).to.equal(OrderStatus.PENDING);
+    const order = present((await ada.orders.getOrder({ orderId: id })).order);
+    await ada.payments.processPayment(paymentOf(order));
+    let status = OrderStatus.PENDING;
+    while (status === OrderStatus.PENDING) ({ status } = await nextOf(reader, id));
+    expect(status).to.equal(OrderStatus.CONFIRMED);
+    await admin.orders.shipOrder({ orderId: id, trackingNumber: "1" });
+    while (status !== OrderStatus.SHIPPED) ({ status } = await nextOf(reader, id));
+  });
+
+  it("shows a customer their own orders only, an admin everybody's or one customer's", async () => {
+    const own = await watching(ada);
+    const all = await watching(admin);
+    const bens = watch(admin, { customerId: ben.id });
+    const bensNext = bens.next();
+    const bensOrder = await placeFor(ben);
+    await nextOf(all, bensOrder.id);
+    const adasOrder = await placeFor(ada);
+    const seen: string[] = [];
+    while (seen.at(-1) !== adasOrder.id) seen.push((await own.next()).id);
+    expect(seen).not.to.include(bensOrder.id);
+    await placeFor(ben);
+    expect((await bensNext).customerId).to.equal(ben.id);
+    expect((await refusalOf(watch(ada, { customerId: ben.id }).next())).reason).to.equal("ADMIN_REQUIRED");
+  });
+
+  it("resumes after its cursor without a gap or a repetition", async () => {
+    const reader = await watching(admin);
+    const before = await placeFor(ada);
+    await nextOf(reader, before.id);
+    reader.leave();
+    const missed = [await placeFor(ada), await placeFor(ben), await placeFor(ada)];
+    const resumed = watch(admin, { cursor: reader.cursor });
+    const seen = [await resumed.next(), await resumed.next(), await resumed.next()];
+    expect(seen.map(({ id }) => id)).to.deep.equal(missed.map(({ id }) => id));
+    const own = watch(ada, { cursor: reader.cursor });
+    expect([(await own.next()).id, (await own.next()).id]).to.deep.equal([missed[0]?.id, missed[2]?.id]);
+    const last = await placeFor(ada);
+    expect((await resumed.next()).id).to.equal(last.id);
+  });
+
+  it("misses nothing when transactions commit in another order than they began", async () => {
+    const reader = await watching(admin);
+    const slow = await placeFor(ada);
+    const quick = await placeFor(ada);
+    await nextOf(reader, quick.id);
+
+    // The first transaction writes its event first and commits last.
+    const { sequelize } = server.deps.db;
+    const options = { isolationLevel: Transaction.ISOLATION_LEVELS.READ_COMMITTED };
+    const held = await sequelize.transaction(options);
+    await server.deps.orders.setPaymentState(slow.id, "PENDING", new Date(), held);
+    await admin.orders.shipOrder({ orderId: quick.id, trackingNumber: "1" });
+    await held.commit();
+
+    const changed = new Set<string>();
+    while (!changed.has(slow.id) || !changed.has(quick.id)) changed.add((await reader.next()).id);
+    await sql(server.database, "UPDATE orders SET payment_state = 'UNPAID' WHERE id = $1", [slow.id]);
+  });
+
+  it("shows two hundred orders that are placed at once, each once", async () => {
+    const reader = await watching(admin);
+    const product = await newProduct(admin, { stock: 1_000 });
+    const placed = await Promise.all(Array.from({ length: 200 }, () => newOrder(ben, [[product, 1]])));
+    const wanted = new Set(placed.map(({ id }) => id));
+    const seen: string[] = [];
+    while (seen.length < 200) {
+      const { id } = await reader.next();
+      if (wanted.has(id)) seen.push(id);
+    }
+    expect(new Set(seen).size).to.equal(200);
+  });
+
+  it("refuses a cursor that is not its own", async () => {
+    expect(await refusalOf(watch(ada, { cursor: "AAAA" }).next())).to.include({
+      code: "InvalidArgument",
+      reason: "CURSOR_INVALID",
+    });
+  });
+
+  it("tells a reader that does not keep up to resume, and bounds what waits for it", async () => {
+    const leave = new AbortController();
+    const slow = server.deps.orderFeed.watch(undefined, undefined, leave.signal);
+    const first = slow.next();
+    const product = await newProduct(admin, { stock: 10_000 });
+    await Promise.all(Array.from({ length: 1_200 }, () => newOrder(ben, [[product, 1]])));
+    expect((await first).value?.order).not.to.equal(undefined);
+    // It reads nothing meanwhile. The one that reads beside it shows when all has been told.
+    const quick = watch(admin);
+    const probe = quick.next();
+    await placeFor(ada);
+    await probe;
+    const rest = async () => {
+      for (;;) await slow.next();
+    };
+    const error = await rest().catch((reason) => reason);
+    expect(error).to.include({ kind: "exhausted", reason: "STREAM_TOO_SLOW" });
+    leave.abort();
+  });
+});
+
+describe("WatchOrders of a server that stops", () => {
+  const server = useServer();
+
+  it("ends with UNAVAILABLE, and a hint to resume", async () => {
+    const ada = await newCustomer(server);
+    const ended = refusalOf(new Reader(ada).next());
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    server.deps.orderFeed.close();
+    expect(await ended).to.include({ code: "Unavailable", reason: "SERVER_DRAINING" });
+  });
+});
