@@ -1,8 +1,18 @@
-import http2 from "node:http2";
-import https from "node:https";
-import fc from "fast-check";
+import { randomUUID } from "node:crypto";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createClient } from "@connectrpc/connect";
+import { createConnectTransport } from "@connectrpc/connect-node";
 import { expect } from "chai";
+import fc from "fast-check";
+import { AuthService } from "../../gen/tradepost/user/v1/auth_service_pb.js";
 import { clientAddress, clientNetwork } from "../../src/server/client-address.ts";
+import { register } from "../../src/users/register.ts";
+import { sql } from "../support/database.ts";
+import { PASSWORD } from "../support/factories.ts";
+import { useServer } from "../support/server.ts";
+import { selfSignedCertificate } from "./self-signed.ts";
 
 const ip = fc.oneof(fc.ipV4(), fc.ipV6());
 /** What a client may write into the header: anything, addresses above all. */
@@ -19,16 +29,11 @@ describe("the client's address", () => {
 
   it("is what the outermost trusted proxy saw, whatever the client wrote before", () => {
     fc.assert(
-      fc.property(
-        fc.array(fc.ipV4(), { minLength: 1, maxLength: 5 }),
-        fc.ipV4(),
-        lies,
-        (proxies, client, written) => {
-          // Each proxy appends whom it was called by: the client first, then the proxies but the last, our socket's end.
-          const header = [...written, client, ...proxies.slice(0, -1)].join(", ");
-          expect(clientAddress(proxies.at(-1), header, proxies.length)).to.equal(client);
-        },
-      ),
+      fc.property(fc.array(fc.ipV4(), { minLength: 1, maxLength: 5 }), fc.ipV4(), lies, (proxies, client, written) => {
+        // Each proxy appends whom it was called by: the client first, then the proxies but the last, our socket's end.
+        const header = [...written, client, ...proxies.slice(0, -1)].join(", ");
+        expect(clientAddress(proxies.at(-1), header, proxies.length)).to.equal(client);
+      }),
     );
   });
 
@@ -81,4 +86,34 @@ describe("the client's network", () => {
   it("is one for all whose address is not known", () => {
     expect(clientNetwork("")).to.equal("unknown");
   });
+});
+
+describe("a session", () => {
+  const folder = mkdtempSync(join(tmpdir(), "tradepost-tls-"));
+  const { cert, key } = selfSignedCertificate();
+  const [TLS_CERT, TLS_KEY] = [join(folder, "cert.pem"), join(folder, "key.pem")];
+  writeFileSync(TLS_CERT, cert);
+  writeFileSync(TLS_KEY, key, { mode: 0o600 });
+  after(() => rmSync(folder, { recursive: true }));
+
+  const servers = {
+    "in cleartext": useServer({ settings: { TRUST_PROXY: "2" } }),
+    "over TLS": useServer({ settings: { TRUST_PROXY: "2", TLS_CERT, TLS_KEY } }),
+  };
+
+  for (const [how, server] of Object.entries(servers)) {
+    for (const httpVersion of ["1.1", "2"] as const) {
+      it(`keeps the client's address, as two proxies tell it, ${how} and HTTP/${httpVersion}`, async () => {
+        const email = `${randomUUID()}@tradepost.example`;
+        const person = { email, password: PASSWORD, firstName: "Casey", lastName: "Jones", dateOfBirth: "1990-01-02" };
+        const { id } = await register(server.deps, person);
+        const nodeOptions = { ca: cert };
+        const transport = createConnectTransport({ baseUrl: server.url, httpVersion, nodeOptions });
+        const headers = { "x-forwarded-for": "203.0.113.66, ::ffff:198.51.100.7, 192.0.2.1" };
+        await createClient(AuthService, transport).login({ email, password: PASSWORD }, { headers });
+        const rows = await sql(server.database, "SELECT client_address FROM sessions WHERE user_id = $1", [id]);
+        expect(rows).to.deep.equal([{ client_address: "198.51.100.7" }]);
+      });
+    }
+  }
 });

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
+import { keepOutput, rememberPasswordOf, rememberSecret } from "./secrets.ts";
 
 const ROOT = join(import.meta.dirname, "../..");
 const WAIT_TIMEOUT_MS = 90_000;
@@ -45,6 +46,9 @@ export interface Program {
 function startProgram(file: string, options: ProgramOptions = {}): Program {
   const { args = [], settings = {}, nodeOptions = [], input } = options;
   const command = ["--disable-warning=ExperimentalWarning", ...nodeOptions, join(ROOT, file), ...args];
+  if (input !== undefined) rememberSecret(input.trim());
+  rememberSecret(settings["SECRET_KEY"] ?? "");
+  for (const name of ["DATABASE_URL", "SMTP_URL"]) rememberPasswordOf(settings[name] ?? "");
   const child = spawn(process.execPath, command, {
     cwd: ROOT,
     env: { PATH: process.env["PATH"], ...settings },
@@ -56,6 +60,7 @@ function startProgram(file: string, options: ProgramOptions = {}): Program {
   for (const name of ["stdout", "stderr"] as const) {
     child[name]?.setEncoding("utf8").on("data", (text: string) => {
       output[name] = (output[name] + text).slice(-OUTPUT_MAX_CHARS);
+      keepOutput(child.pid ?? 0, name, text);
     });
   }
   let end: Ended | undefined;

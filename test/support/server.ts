@@ -4,7 +4,7 @@ import { join } from "node:path";
 import type { DescService } from "@bufbuild/protobuf";
 import { type Client, createClient, type Interceptor, type Transport } from "@connectrpc/connect";
 import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
-import { type DestinationStream, pino } from "pino";
+import { type DestinationStream, type Logger, multistream, pino } from "pino";
 import { CatalogService } from "../../gen/tradepost/order/v1/catalog_service_pb.js";
 import { OrderService } from "../../gen/tradepost/order/v1/order_service_pb.js";
 import { PaymentService } from "../../gen/tradepost/payment/v1/payment_service_pb.js";
@@ -22,6 +22,7 @@ import { type FraudCheck, noFraudRules } from "../../src/payments/screen.ts";
 import { startServer } from "../../src/server/server.ts";
 import { createDatabase, type TestDatabase } from "./database.ts";
 import { FakeClock } from "./fakes.ts";
+import { logFile, rememberingSecrets } from "./secrets.ts";
 
 /** How long a test's calls may take to end when its server stops. */
 const DRAIN_MS = 1_000;
@@ -34,7 +35,7 @@ export interface TestServerOptions {
   readonly fraud?: FraudCheck;
   /** Not given: as the settings want it, which is into files. */
   readonly mail?: Mail;
-  /** Takes the log lines; not given: nobody does. */
+  /** Takes the log lines from debug on. They are searched for secrets at the end of the run in any case. */
   readonly logTo?: DestinationStream;
   /** Not given: a fresh clone of the migrated template. Given, it is not dropped at the end. */
   readonly database?: TestDatabase;
@@ -83,7 +84,7 @@ async function startTestServer(options: TestServerOptions = {}): Promise<TestSer
   const gateway = options.gateway ?? createSandboxGateway({ name: "sandbox-primary", baseUrl: sandbox.url });
   started.defer(() => gateway.close());
   const config = readConfig({ NODE_ENV: "test", DATA_DIR: dataDir, RATE_LIMITS: "off", ...options.settings });
-  const log = options.logTo === undefined ? silent : pino({ level: "debug" }, options.logTo);
+  const log = logInto(options.logTo);
   const { fraud = noFraudRules } = options;
   const parts = options.mail === undefined ? {} : { mail: options.mail };
   const deps = await assemble({ config, log, databaseUrl: database.url, gateway, fraud, clock, ...parts });
@@ -106,6 +107,15 @@ async function startTestServer(options: TestServerOptions = {}): Promise<TestSer
     runJobs: () => runDueJobs({ databaseUrl: database.url, prepared: true, handlers: jobHandlers(deps), log }),
     stop: () => running.disposeAsync(),
   };
+}
+
+/** Without the redaction of the real log: a secret should not even get so far. */
+function logInto(logTo: DestinationStream | undefined): Logger {
+  const streams = [
+    { level: "trace" as const, stream: logFile() },
+    ...(logTo === undefined ? [] : [{ level: "debug" as const, stream: logTo }]),
+  ];
+  return pino({ level: "trace" }, multistream(streams));
 }
 
 /** Gives the suite it is called in a server, started before its first test and stopped after its last. */
@@ -153,8 +163,9 @@ function clientsOver(transport: Transport): Clients {
 }
 
 function bearing(token: string | undefined): Interceptor[] {
-  if (token === undefined) return [];
+  if (token === undefined) return [rememberingSecrets];
   return [
+    rememberingSecrets,
     (next) => (req) => {
       req.header.set("authorization", `Bearer ${token}`);
       return next(req);

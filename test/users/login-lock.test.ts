@@ -90,7 +90,8 @@ describe("login lock", () => {
 
     it("locks the email however it is written", async () => {
       const { email } = await newCustomer(server);
-      for (let i = 0; i < 5; i++) await refusalOf(logIn(server, i % 2 === 0 ? ` ${email.toUpperCase()} ` : email, WRONG));
+      for (let i = 0; i < 5; i++)
+        await refusalOf(logIn(server, i % 2 === 0 ? ` ${email.toUpperCase()} ` : email, WRONG));
       expect(await refusalOf(logIn(server, email, PASSWORD))).to.include({ reason: "ACCOUNT_LOCKED" });
     });
 
