@@ -1,34 +1,28 @@
 /** The program behind `npm run admin:create`: makes an account that may do everything, on any database. */
 import { realpathSync } from "node:fs";
-import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { Writable } from "node:stream";
-import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { create } from "@bufbuild/protobuf";
 import { type Logger, pino } from "pino";
-import { openDatabase } from "../assemble.ts";
+import { systemClock } from "../assemble.ts";
 import { type Config, readConfig } from "../config.ts";
-import { startEmbedded } from "../db/embedded.ts";
 import { DomainError } from "../errors.ts";
-import { InstanceRunningError } from "../instance.ts";
-import { claimDataDir, prepareDatabase, prepareDataDir, readDatabaseUrl } from "../main.ts";
+import { sentenceOf } from "../faults.ts";
 import { onStopRequest } from "../parent.ts";
 import { validate } from "../server/interceptors/validate.ts";
 import { services } from "../server/routes.ts";
+import { withDatabase } from "../service-database.ts";
 import { authRules } from "../users/auth-service.ts";
 import { Passwords } from "../users/passwords.ts";
 import { register } from "../users/register.ts";
 import { UserStore } from "../users/store.ts";
 
-const CLOCK = { now: () => new Date() };
+const PROGRAM = "npm run admin:create";
 const INPUT_TIMEOUT_MS = 10 * 60_000;
 const INPUT_MAX_CHARS = 4_096;
-/** How long a service that is starting on the embedded database may take until its database can be used. */
-const STARTING_TIMEOUT_MS = 60_000;
-const POLL_INTERVAL_MS = 250;
 
-const USAGE = `Usage: npm run admin:create -- --email <email> [options]
+const USAGE = `Usage: ${PROGRAM} -- --email <email> [options]
 
 Makes an admin, on the database of DATABASE_URL or, without it, on the embedded one in DATA_DIR, whether or not the
 service runs. The database is migrated first. The password, 8 to 128 characters, is asked for, or read from standard
@@ -93,7 +87,7 @@ async function checked(person: Person, password: string): Promise<Person & { rea
   const [, year, month, day] = /^(\d{4})-(\d\d)-(\d\d)$/.exec(person.dateOfBirth) ?? [];
   const dateOfBirth = { year: Number(year ?? 0), month: Number(month ?? 0), day: Number(day ?? 0) };
   const message = create(method.register.input, { ...person, password, dateOfBirth });
-  const rules = validate({ services: [services[0]], rules: authRules, clock: CLOCK });
+  const rules = validate({ services: [services[0]], rules: authRules, clock: systemClock });
   type Next = Parameters<typeof rules>[0];
   const check = rules((async () => ({ stream: false })) as unknown as Next);
   try {
@@ -148,71 +142,16 @@ export async function readPassword(input: NodeJS.ReadStream, prompts: NodeJS.Wri
   }
 }
 
-interface OpenDatabase {
-  readonly url: string;
-  /** Says which database it is, without a password. */
-  readonly name: string;
-  close(): Promise<void>;
-}
-
-/** The database of the settings: a server of the user's, the service's embedded one, or that one started for us. */
-async function openServiceDatabase(config: Config, log: Logger): Promise<OpenDatabase> {
-  const { dataDir, database } = config;
-  if (database.url !== undefined) {
-    const { host, pathname } = new URL(database.url);
-    return { url: database.url, name: `the database ${pathname.slice(1)} at ${host}`, close: async () => {} };
-  }
-  prepareDataDir(config);
-  const name = `the embedded database of ${dataDir}`;
-  const deadline = Date.now() + STARTING_TIMEOUT_MS;
-  for (;;) {
-    try {
-      return { ...(await startOwn(dataDir, log)), name };
-    } catch (error) {
-      if (!(error instanceof InstanceRunningError)) throw error;
-      const url = readDatabaseUrl(dataDir, error.pid);
-      if (url !== undefined) return { url, name, close: async () => {} };
-      if (Date.now() > deadline)
-        throw new Refusal(`${error.message}. Its database cannot be used yet; try again later.`);
-    }
-    await sleep(POLL_INTERVAL_MS);
-  }
-}
-
-async function startOwn(dataDir: string, log: Logger): Promise<Pick<OpenDatabase, "url" | "close">> {
-  const claim = await claimDataDir(dataDir, "npm run admin:create");
-  try {
-    const postgres = await startEmbedded({ dataDir: join(dataDir, "postgres"), log });
-    const close = async () => {
-      await postgres.stop();
-      await claim.release();
-    };
-    return { url: postgres.url, close };
-  } catch (error) {
-    await claim.release();
-    throw error;
-  }
-}
-
 async function createAdmin(
   config: Config,
   log: Logger,
   person: Person & { readonly password: string },
 ): Promise<string> {
-  const opened = await openServiceDatabase(config, log);
-  try {
-    await prepareDatabase(config, opened.url);
-    const db = openDatabase(config, opened.url);
-    try {
-      const deps = { users: new UserStore(db), passwords: new Passwords(config.passwords), clock: CLOCK };
-      const { email } = await register(deps, person, "ADMIN");
-      return `Made the admin ${email} in ${opened.name}.`;
-    } finally {
-      await db.close();
-    }
-  } finally {
-    await opened.close();
-  }
+  return withDatabase({ config, log, program: PROGRAM, migrate: true }, async ({ db, name }) => {
+    const deps = { users: new UserStore(db), passwords: new Passwords(config.passwords), clock: systemClock };
+    const { email } = await register(deps, person, "ADMIN");
+    return `Made the admin ${email} in ${name}.`;
+  });
 }
 
 async function main(): Promise<void> {
@@ -243,7 +182,7 @@ if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === import.me
     await main();
     process.exit(0);
   } catch (error) {
-    process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
+    process.stderr.write(`${sentenceOf(error)}\n`);
     process.exit(1);
   }
 }

@@ -1,6 +1,7 @@
 import { Logger as QueueLogger, runOnce, runTaskList, type TaskList, type WorkerPool } from "graphile-worker";
 import { Pool } from "pg";
 import type { Logger } from "pino";
+import { within } from "../time-limit.ts";
 
 /** Jobs carried out at once. They wait for others (mail servers, object stores) most of the time. */
 const CONCURRENCY = 2;
@@ -95,6 +96,7 @@ class RunningWorker implements Worker {
     this.#connections = connect(options, MAX_CONNECTIONS);
     this.#jobs = bounded(options);
     this.#running = this.#run();
+    void this.#forgetFailed();
     this.#forgetting = setInterval(() => void this.#forgetFailed(), FORGET_INTERVAL_MS);
     this.#forgetting.unref();
   }
@@ -249,18 +251,6 @@ async function untilAborted(work: Promise<void>, signal: AbortSignal): Promise<v
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
   await Promise.race([work, aborted]);
-}
-
-async function within<T>(work: Promise<T>, timeoutMs: number): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`no end within ${timeoutMs / 1000} s`)), timeoutMs);
-  });
-  try {
-    return await Promise.race([work, late]);
-  } finally {
-    clearTimeout(timer);
-  }
 }
 
 /** Waits, or returns at once when `signal` is aborted. */

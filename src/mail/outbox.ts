@@ -21,13 +21,15 @@ export interface OutboxOptions {
  */
 export function outboxMail({ dir, from, log }: OutboxOptions): Mail {
   const composer = createTransport({ streamTransport: true, buffer: true });
+  let written = 0;
   return {
     async send(message) {
       const { message: source } = await composer.sendMail(toNodemailer(from, message));
       // The messages hold tokens, so they are for nobody but the service's own user.
       await mkdir(dir, { recursive: true, mode: 0o700 });
       const time = new Date().toISOString().replaceAll(/[-:.]/g, "");
-      const name = `${time}-${randomBytes(4).toString("hex")}`;
+      // Several in one millisecond keep their order, and those of several processes their names.
+      const name = `${time}-${String(written++).padStart(6, "0")}-${randomBytes(4).toString("hex")}`;
       const draft = join(dir, `${name}.draft`);
       const file = join(dir, name + ENDING);
       await writeFile(draft, source as Buffer, { mode: 0o600 });

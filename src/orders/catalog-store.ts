@@ -3,6 +3,7 @@ import type { Database } from "../db/database.ts";
 import { columns, count, flag, id, instant, reference, type Table, text } from "../db/model.ts";
 import { inTransaction } from "../db/transaction.ts";
 import { fromDecimal, toDecimal } from "../money.ts";
+import { actorMustExist } from "./actor.ts";
 import type { Product } from "./product.ts";
 
 type ProductRow = Omit<Product, "price"> & { readonly currency: string; readonly price: string };
@@ -22,6 +23,15 @@ interface MovementRow {
 
 const SELECT_PRODUCT = `SELECT id, name, description, currency, price, stock_quantity AS "stockQuantity", active,
        create_time AS "createTime", update_time AS "updateTime", version FROM products`;
+
+// A statement for each kind of list, so that its one plan is good for every value.
+const listProducts = (name: string, condition: string) => ({
+  name,
+  text: `${SELECT_PRODUCT} WHERE (active OR $1) AND id > $2 AND ${condition} ORDER BY id LIMIT $3`,
+});
+const LIST_PRODUCTS = listProducts("list-products", "true");
+const SEARCH_PRODUCTS = listProducts("search-products", "name ILIKE $4");
+const BEFORE_ALL_IDS = "00000000-0000-0000-0000-000000000000";
 
 /** The largest stock of one product; the contract says so too. */
 export const MAX_STOCK = 1_000_000_000;
@@ -94,7 +104,7 @@ export class CatalogStore {
 
   /** Adds a product, and its first stock to the journal. */
   async createProduct(product: Product, actorId: string): Promise<void> {
-    await inTransaction(this.#db, async (transaction) => {
+    const create = async (transaction: Transaction): Promise<void> => {
       const { price, ...rest } = product;
       await this.#products.create({ ...rest, currency: price.currency, price: toDecimal(price) }, { transaction });
       if (product.stockQuantity === 0) return;
@@ -112,7 +122,8 @@ export class CatalogStore {
         },
         { transaction },
       );
-    });
+    };
+    await actorMustExist(() => inTransaction(this.#db, create));
   }
 
   /**
@@ -155,7 +166,7 @@ export class CatalogStore {
       );
       return { outcome: "ADJUSTED", product: { ...product, stockQuantity } };
     };
-    return inTransaction(this.#db, adjust, { rerunOn });
+    return actorMustExist(() => inTransaction(this.#db, adjust, { rerunOn }));
   }
 
   async #lockProduct(id: string, transaction: Transaction): Promise<Product | undefined> {
@@ -177,15 +188,11 @@ export class CatalogStore {
     limit: number,
     afterId?: string,
   ): Promise<Product[]> {
-    const rows = await this.#db.query<ProductRow>(
-      {
-        name: "list-products",
-        text: `${SELECT_PRODUCT}
-                WHERE (active OR $1) AND ($2 = '' OR name ILIKE $2) AND ($3::uuid IS NULL OR id > $3)
-                ORDER BY id LIMIT $4`,
-      },
-      [showInactive, nameContains === "" ? "" : `%${escapeLike(nameContains)}%`, afterId ?? null, limit],
-    );
+    const page = [showInactive, afterId ?? BEFORE_ALL_IDS, limit];
+    const rows =
+      nameContains === ""
+        ? await this.#db.query<ProductRow>(LIST_PRODUCTS, page)
+        : await this.#db.query<ProductRow>(SEARCH_PRODUCTS, [...page, `%${escapeLike(nameContains)}%`]);
     return rows.map(toProduct);
   }
 }

@@ -3,6 +3,7 @@ import type { Caller } from "../call.ts";
 import type { Clock } from "../deps.ts";
 import { DomainError, notFound, requestIdReused } from "../errors.ts";
 import { formatMoney } from "../money.ts";
+import { callerGone } from "./actor.ts";
 import { mergeLines, type Order, type OrderLine, requestHash } from "./order.ts";
 import type { OrderStore, Refusal } from "./store.ts";
 
@@ -21,15 +22,17 @@ export interface CreateOrder {
  * Places an order: all of its stock is taken and the order recorded, or nothing happens. The same request again gives
  * the order as it is now.
  * @throws DomainError ADMIN_REQUIRED, INSUFFICIENT_STOCK, PRODUCT_UNAVAILABLE, CURRENCY_MIXED, ADDRESS_INVALID,
- *   CUSTOMER_INACTIVE, ORDER_TOTAL_TOO_LARGE, REQUEST_ID_REUSED
+ *   CUSTOMER_INACTIVE, ORDER_TOTAL_TOO_LARGE, REQUEST_ID_REUSED, TOKEN_INVALID
  */
 export async function createOrder(
   { orders, clock, reservationMinutes }: { orders: OrderStore; clock: Clock; reservationMinutes: number },
-  { requestId, customerId: given, lines, shippingAddressId, notes, awaitPayment }: CreateOrder,
+  { requestId: givenId, customerId: given, lines, shippingAddressId: givenAddressId, notes, awaitPayment }: CreateOrder,
   { userId, role }: Caller,
   deadline: number,
 ): Promise<Order> {
-  const customerId = given || userId;
+  // One id has one spelling from here on: what is compared and hashed must not differ by upper and lower case.
+  const [requestId, shippingAddressId] = [givenId.toLowerCase(), givenAddressId.toLowerCase()];
+  const customerId = given.toLowerCase() || userId;
   if (customerId !== userId && role !== "ADMIN") {
     throw new DomainError("forbidden", "ADMIN_REQUIRED", "Only an admin may order for another customer");
   }
@@ -73,6 +76,8 @@ function refusal(
       return because(`There is no active customer ${customerId}`);
     case "ADDRESS_INVALID":
       return because(`Address ${shippingAddressId} is not one of the customer's`);
+    case "CALLER_GONE":
+      return callerGone();
     case "CURRENCY_MIXED":
       return because("All products of an order must have one currency");
     case "PRODUCT_UNAVAILABLE":

@@ -9,7 +9,7 @@ const BATCH = 100;
 /**
  * Cancels the orders whose time to be paid has passed, and gives their stock back. What was found due is judged again
  * under the row's lock, so a payment that comes at the same time wins or loses as a whole.
- * @returns how many were cancelled; a full batch means that more may wait.
+ * @returns whether more may be due.
  */
 export async function expireOrders({
   orders,
@@ -19,15 +19,16 @@ export async function expireOrders({
   orders: OrderStore;
   clock: Clock;
   log: Logger;
-}): Promise<number> {
+}): Promise<boolean> {
   const now = clock.now();
   const due = await orders.findExpired(now, BATCH);
-  if (due.length === 0) return 0;
+  if (due.length === 0) return false;
   const outcomes = await orders.expireOrders(
     due.map((orderId) => cancellation(orderId, "Not paid in time")),
     now,
   );
   const cancelled = due.filter((_, i) => outcomes[i]?.outcome === "MOVED");
   if (cancelled.length > 0) log.info({ orderIds: cancelled }, "unpaid orders expired");
-  return cancelled.length;
+  // Of a full batch that others have dealt with meanwhile there is nothing to go on with at once.
+  return due.length === BATCH && cancelled.length > 0;
 }

@@ -1,9 +1,11 @@
 import type { Transaction } from "sequelize";
 import { Batcher } from "../db/batcher.ts";
-import { type Database, isAway } from "../db/database.ts";
+import { type Database, isAway, violatedConstraint } from "../db/database.ts";
 import { inTransaction, retrying } from "../db/transaction.ts";
+import { DomainError } from "../errors.ts";
 import { enqueue } from "../jobs/enqueue.ts";
 import { fromDecimal, type Money } from "../money.ts";
+import { actorMustExist } from "./actor.ts";
 import {
   type MoveOutcome,
   type NewOrder,
@@ -18,7 +20,14 @@ import type { OrderSums } from "./order-stats.ts";
 
 /** Why an order was not placed, with the facts of the refusal. */
 export type Refusal =
-  | { readonly outcome: "REQUEST_ID_REUSED" | "CUSTOMER_INACTIVE" | "ADDRESS_INVALID" | "CURRENCY_MIXED" }
+  | {
+      readonly outcome:
+        | "REQUEST_ID_REUSED"
+        | "CUSTOMER_INACTIVE"
+        | "ADDRESS_INVALID"
+        | "CURRENCY_MIXED"
+        | "CALLER_GONE";
+    }
   | { readonly outcome: "PRODUCT_UNAVAILABLE"; readonly productId: string }
   | { readonly outcome: "ORDER_TOTAL_TOO_LARGE"; readonly total: Money }
   | {
@@ -95,16 +104,43 @@ const PLACE_ORDERS = {
   text: `SELECT outcome, order_id, detail FROM place_orders($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
 };
 
-const SELECT_ORDERS = `
+/** Orders with their items, from a source of rows of orders. */
+const selectOrders = (source: string) => `
   SELECT o.id, o.customer_id, o.status, o.payment_state, o.currency, o.total_amount, o.shipping_address_id,
          o.shipping_address, o.expire_time, o.notes, o.tracking_number, o.order_time, o.update_time, o.version, i.items
-    FROM orders o
+    FROM ${source} o
    CROSS JOIN LATERAL (
          SELECT json_agg(json_build_object('id', id, 'product_id', product_id, 'product_name', product_name,
                   'quantity', quantity, 'unit_price', unit_price::text) ORDER BY position) AS items
            FROM order_items WHERE order_id = o.id) i`;
 
-const FIND_ORDERS = { name: "find-orders", text: `${SELECT_ORDERS} WHERE o.id = ANY ($1)` };
+const FIND_ORDERS = { name: "find-orders", text: `${selectOrders("orders")} WHERE o.id = ANY ($1)` };
+
+const listOrders = (name: string, page: string) => ({
+  name: `list-orders-${name}`,
+  text: `${selectOrders(`(${page})`)} ORDER BY o.order_time DESC, o.id DESC`,
+});
+/** $1 to $4: the keyset's time and id, the first time, the limit. */
+const pageWhere = (condition: string) => `SELECT * FROM orders
+    WHERE ${condition} AND (order_time, id) < ($1, $2) AND order_time >= $3 ORDER BY order_time DESC, id DESC LIMIT $4`;
+
+// A statement for each kind of filter, so that its one plan is good for every value: a condition that may be absent
+// would be no condition of an index, and a late page would read all pages before it.
+const LIST_ALL = listOrders("all", pageWhere("true"));
+const LIST_OF_CUSTOMER = listOrders("of-customer", pageWhere("customer_id = $5"));
+const LIST_OF_CUSTOMER_BY_STATUS = listOrders(
+  "of-customer-by-status",
+  pageWhere("customer_id = $5 AND status = ANY ($6::text[])"),
+);
+// Of each status the newest ones, then the newest of those: what is read is in proportion to what is shown, also where a
+// status is rare.
+const LIST_BY_STATUS = listOrders(
+  "by-status",
+  `SELECT p.* FROM unnest($5::text[]) s (status) CROSS JOIN LATERAL (${pageWhere("status = s.status")}) p
+    ORDER BY p.order_time DESC, p.id DESC LIMIT $4`,
+);
+/** No order has it, and every order's id is before it. */
+const LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff";
 
 const MOVE_ORDERS = {
   name: "move-orders",
@@ -132,7 +168,8 @@ const SUM_ORDERS = {
                    FROM sums s) AS currencies`,
 };
 
-const ALLOWED_MOVES = Object.entries(transitions).flatMap(([from, tos]) => tos.map((to) => `${from}>${to}`));
+/** The table of {@link transitions} as the database takes it: FROM>TO. */
+export const ALLOWED_MOVES = Object.entries(transitions).flatMap(([from, tos]) => tos.map((to) => `${from}>${to}`));
 /** How much longer a payment that is under way holds an order whose time has passed. */
 const PAYMENT_HOLD_MS = 30 * 60_000;
 /** The job that gives back what was paid for an order that was cancelled; the payments feature has its handler. */
@@ -168,15 +205,24 @@ export class OrderStore {
   place(order: NewOrder, deadline: number): Promise<PlaceOutcome> {
     const key = requestKey(order);
     const twin = this.#underWay.get(key);
-    if (twin?.hash.equals(order.requestHash)) return twin.outcome;
+    if (twin?.hash.equals(order.requestHash)) return this.#share(twin.outcome, order, deadline);
 
-    const outcome = this.#placing.submit(order, deadline);
+    const outcome = this.#placing.submit(order, deadline).catch(refusalOfViolation);
     if (twin === undefined) {
       this.#underWay.set(key, { hash: order.requestHash, outcome });
       const forget = () => this.#underWay.delete(key);
       outcome.then(forget, forget);
     }
     return outcome;
+  }
+
+  /** The outcome of the same request that came before; where that one's time was too short, this one goes by itself. */
+  #share(outcome: Promise<PlaceOutcome>, order: NewOrder, deadline: number): Promise<PlaceOutcome> {
+    return outcome.catch((error: unknown) => {
+      const tooLate = error instanceof DomainError && error.kind === "deadline";
+      if (tooLate && Date.now() < deadline) return this.place(order, deadline);
+      throw error;
+    });
   }
 
   /** Reads one order, together with those that are read at the same time. `deadline` is in epoch milliseconds. */
@@ -219,7 +265,7 @@ export class OrderStore {
   async findOrders(ids: readonly string[]): Promise<(Order | undefined)[]> {
     const rows = await this.#db.query<OrderRow>(FIND_ORDERS, [[...new Set(ids)]]);
     const orders = new Map(rows.map((row) => [row.id, toOrder(row)]));
-    return ids.map((id) => orders.get(id));
+    return ids.map((id) => orders.get(id.toLowerCase()));
   }
 
   /**
@@ -253,7 +299,7 @@ export class OrderStore {
       new Date(by.now.getTime() - PAYMENT_HOLD_MS),
       by.now,
     ];
-    const outcomes = await inTransaction(this.#db, async (transaction) => {
+    const move = async (transaction: Transaction) => {
       const rows = await this.#db.query<MovedRow>(MOVE_ORDERS, values, transaction);
       const refunds = moves.filter((_, i) => rows[i]?.was_paid).map(({ orderId }) => orderId);
       const jobs = refunds.map((orderId) => ({
@@ -263,7 +309,8 @@ export class OrderStore {
       }));
       await enqueue(this.#db, jobs, transaction);
       return rows.map(toMoveOutcome);
-    });
+    };
+    const outcomes = await actorMustExist(() => inTransaction(this.#db, move));
     this.onChange();
     return outcomes;
   }
@@ -286,31 +333,14 @@ export class OrderStore {
   /** Newest first, at most `limit`, after the keyset (order time, id) where it is given; items come along. */
   async list(filter: OrderFilter, limit: number, after?: readonly [orderTime: Date, id: string]): Promise<Order[]> {
     const { customerId, statuses, from, to } = filter;
-    // Of each status the newest ones, then the newest of those: what is read is in proportion to what is shown, also
-    // where a status is rare.
-    const byStatus = customerId === undefined && statuses.length > 0;
-    const where = `($1::uuid IS NULL OR customer_id = $1)
-        AND order_time >= $3 AND order_time <= $4 AND ($5::timestamptz IS NULL OR (order_time, id) < ($5, $6))`;
-    const order = "ORDER BY order_time DESC, id DESC LIMIT $7";
-    const page = byStatus
-      ? `SELECT p.id FROM unnest($2::text[]) s (status)
-          CROSS JOIN LATERAL (SELECT id, order_time FROM orders WHERE status = s.status AND ${where} ${order}) p`
-      : `SELECT id FROM orders WHERE (cardinality($2::text[]) = 0 OR status = ANY ($2)) AND ${where} ${order}`;
-    const rows = await this.#db.query<OrderRow>(
-      {
-        name: `list-orders-${byStatus ? "by-status" : customerId === undefined ? "all" : "of-customer"}`,
-        text: `${SELECT_ORDERS} WHERE o.id IN (${page}) ORDER BY o.order_time DESC, o.id DESC LIMIT $7`,
-      },
-      [
-        customerId ?? null,
-        statuses,
-        from ?? "-infinity",
-        to ?? "infinity",
-        after?.[0] ?? null,
-        after?.[1] ?? null,
-        limit,
-      ],
-    );
+    const [time, id] = after ?? [to ?? "infinity", LAST_ID];
+    const values: unknown[] = [time, id, from ?? "-infinity", limit];
+    const filtered = statuses.length > 0;
+    const all = filtered ? LIST_BY_STATUS : LIST_ALL;
+    const own = filtered ? LIST_OF_CUSTOMER_BY_STATUS : LIST_OF_CUSTOMER;
+    if (customerId !== undefined) values.push(customerId);
+    if (filtered) values.push(statuses);
+    const rows = await this.#db.query<OrderRow>(customerId === undefined ? all : own, values);
     return rows.map(toOrder);
   }
 
@@ -434,6 +464,21 @@ export type PayableOrder = Pick<Order, "id" | "customerId" | "status" | "payment
 
 function requestKey({ createdBy, requestId }: NewOrder): string {
   return `${createdBy}/${requestId}`;
+}
+
+/** Rows that vanished between the look and the write: the database's word for it becomes the refusal that it means. */
+function refusalOfViolation(error: unknown): Refusal {
+  switch (violatedConstraint(error)) {
+    case "orders_customer_id_fkey":
+      return { outcome: "CUSTOMER_INACTIVE" };
+    case "orders_shipping_address_id_fkey":
+      return { outcome: "ADDRESS_INVALID" };
+    case "orders_created_by_fkey":
+    case "stock_movements_actor_id_fkey":
+      return { outcome: "CALLER_GONE" };
+    default:
+      throw error;
+  }
 }
 
 function toOrderSums(row: SumsRow | undefined): OrderSums {

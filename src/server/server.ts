@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import net from "node:net";
 import { type ContextValues, createContextValues } from "@connectrpc/connect";
 import { setCall } from "../call.ts";
 import type { Deps } from "../deps.ts";
@@ -6,6 +7,7 @@ import { JWKS_MAX_AGE_MS } from "../users/signing-keys.ts";
 import { AVATARS_PATH, serveAvatars } from "./avatars.ts";
 import { clientAddress, clientNetwork } from "./client-address.ts";
 import { createHealth } from "./health.ts";
+import { bind, checkTls, type TlsOptions } from "./listener/bind.ts";
 import { listen, type NodeReq, type NodeRes } from "./listener.ts";
 import { interceptors, routes, services } from "./routes.ts";
 
@@ -16,6 +18,24 @@ export interface Server {
   readonly port: number;
   /** Lets calls in flight end for at most `graceMs`, then ends what is left. */
   stop(graceMs: number): Promise<void>;
+}
+
+interface Address {
+  readonly host: string;
+  readonly port: number;
+  readonly tls: TlsOptions | undefined;
+}
+
+/**
+ * Tries whether an address could be served now, and leaves it again: what is wrong with it can be told before the rest
+ * of the service is started.
+ * @throws Error with a sentence that names the setting, as {@link startServer} does.
+ */
+export async function tryAddress({ host, port, tls }: Address): Promise<void> {
+  if (tls !== undefined) checkTls(tls);
+  const server = net.createServer((socket) => socket.destroy());
+  await bind(server, host, port);
+  await new Promise((resolve) => server.close(resolve));
 }
 
 /**

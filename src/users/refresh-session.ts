@@ -36,8 +36,9 @@ export async function refreshSession(
   presented: string,
   { clientAddress, requestId }: Pick<Call, "clientAddress" | "requestId">,
 ): Promise<Login> {
+  const { users, refreshTokens } = deps;
   const found: Outcome = isRefreshToken(presented)
-    ? await deps.users.transaction((transaction) => exchange(deps, presented, transaction))
+    ? await refreshTokens.exchangeOnce(presented, () => users.transaction((tx) => exchange(deps, presented, tx)))
     : { outcome: "unknown" };
   if (found.outcome === "renewed") {
     const { user, session, refreshToken, expireTime } = found;

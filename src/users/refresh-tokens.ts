@@ -10,6 +10,7 @@ const TOKEN = /^[\w-]{43}$/;
  */
 export class RefreshTokens {
   readonly #key: Buffer;
+  readonly #exchanges = new Map<string, Promise<unknown>>();
 
   constructor(key: Buffer) {
     this.#key = key;
@@ -21,6 +22,18 @@ export class RefreshTokens {
 
   successorOf(token: string): string {
     return createHmac("sha256", this.#key).update(token).digest("base64url");
+  }
+
+  /**
+   * Exchanges a token once for all who present it at the same time on this replica. Each exchange waits for the session
+   * with a connection in its hand: a hundred of one session would take every connection from everybody else.
+   */
+  exchangeOnce<T>(token: string, exchange: () => Promise<T>): Promise<T> {
+    const underWay = this.#exchanges.get(token) as Promise<T> | undefined;
+    if (underWay !== undefined) return underWay;
+    const started = exchange().finally(() => this.#exchanges.delete(token));
+    this.#exchanges.set(token, started);
+    return started;
   }
 }
 

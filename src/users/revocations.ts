@@ -2,6 +2,7 @@ import type { Logger } from "pino";
 import { databaseUnavailable } from "../db/database.ts";
 import type { Listener } from "../db/listen.ts";
 import type { Clock } from "../deps.ts";
+import { within } from "../time-limit.ts";
 import { REVOCATION_CHANNEL, type Revocation, type RevocationsRead, type SessionStore } from "./session-store.ts";
 import { ACCESS_TOKEN_LIFETIME_MS, CLOCK_TOLERANCE_MS } from "./token-lifetimes.ts";
 
@@ -161,7 +162,9 @@ export class Revocations {
       this.#poolRead = undefined;
     };
     reading.then(end, end);
-    return within(reading, POOL_ANSWER_TIMEOUT_MS);
+    return within(reading, POOL_ANSWER_TIMEOUT_MS).catch((error: unknown) => {
+      throw databaseUnavailable(error);
+    });
   }
 
   #note({ sessionId, minGeneration }: Revocation): void {
@@ -192,18 +195,5 @@ export class Revocations {
 
   #nowMs(): number {
     return this.#parts.clock.now().getTime();
-  }
-}
-
-async function within<T>(work: Promise<T>, timeoutMs: number): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    const error = () => databaseUnavailable(new Error(`no answer within ${timeoutMs} ms`));
-    timer = setTimeout(() => reject(error()), timeoutMs);
-  });
-  try {
-    return await Promise.race([work, late]);
-  } finally {
-    clearTimeout(timer);
   }
 }

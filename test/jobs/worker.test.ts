@@ -111,6 +111,22 @@ describe("jobs", () => {
     expect(await left()).to.deep.equal([{ task: "fail", attempts: 2, locked: false }]);
   });
 
+  it("that were given up are kept for a month", async () => {
+    await add({ task: "old", payload: {} }, { task: "recent", payload: {} }, { task: "waiting", payload: {} });
+    await sql(
+      database,
+      `UPDATE graphile_worker._private_jobs job
+          SET run_at = now() + interval '1 h', updated_at = now() - make_interval(days => task.days),
+              attempts = CASE task.identifier WHEN 'waiting' THEN 0 ELSE max_attempts END
+         FROM (SELECT id, identifier, CASE identifier WHEN 'recent' THEN 29 ELSE 31 END AS days
+                 FROM graphile_worker._private_tasks) task
+        WHERE task.id = job.task_id`,
+    );
+    start({ old: async () => {} });
+    await until("the old one is gone", async () => ((await left()).length < 3 ? true : undefined));
+    expect((await left()).map(({ task }) => task).sort()).to.deep.equal(["recent", "waiting"]);
+  });
+
   it("are taken up by a running worker as soon as they are there", async () => {
     const taken: number[] = [];
     start({ note: async () => void taken.push(Date.now()) });

@@ -1,10 +1,11 @@
-import { mkdtemp, readdir, rm, stat } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, rm, stat, writeFile } from "node:fs/promises";
 import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Writable } from "node:stream";
 import { expect } from "chai";
 import { pino } from "pino";
+import { readConfig } from "../../src/config.ts";
 import { MailRefusedError } from "../../src/mail/mail.ts";
 import { outboxMail } from "../../src/mail/outbox.ts";
 import { smtpMail } from "../../src/mail/smtp.ts";
@@ -144,6 +145,16 @@ describe("mail into a folder", () => {
     expect(subjects).to.have.length(53);
   });
 
+  it("is kept up to a thousand messages, the newest ones", async () => {
+    await mkdir(join(dir, "outbox"));
+    const old = Array.from({ length: 1_002 }, (_, i) => `20200101T000000000Z-${String(i).padStart(6, "0")}-0.eml`);
+    await Promise.all(old.map((name) => writeFile(join(dir, "outbox", name), "")));
+    await newMail().send(aMessage);
+    const kept = (await readdir(join(dir, "outbox"))).sort();
+    expect(kept).to.have.length(1_000);
+    expect(kept.slice(0, -1)).to.deep.equal(old.slice(3));
+  });
+
   it("is for the eyes of its owner only, since it holds tokens", async () => {
     await newMail().send(aMessage);
     const [file = ""] = await readdir(join(dir, "outbox"));
@@ -155,6 +166,35 @@ describe("mail into a folder", () => {
     await newMail().send(attack);
     const [mail] = await readOutbox(join(dir, "outbox"));
     expect(mail?.headers).not.to.have.any.keys("bcc", "another body");
+  });
+});
+
+describe("settings of mail", () => {
+  const refusedBy = (settings: Record<string, string>) => {
+    try {
+      readConfig(settings);
+    } catch (error) {
+      return (error as Error).message;
+    }
+    return undefined;
+  };
+
+  it("demand a sender where mail goes out", () => {
+    expect(refusedBy({ SMTP_URL: "smtp://mail.example" })).to.match(/^MAIL_FROM: /);
+    expect(refusedBy({ SMTP_URL: "smtp://mail.example", MAIL_FROM: "shop@shop.example" })).to.equal(undefined);
+  });
+
+  it("refuse what could not be used, without repeating a password", () => {
+    const message = refusedBy({
+      SMTP_URL: "http://user:hunter2@mail.example",
+      MAIL_FROM: "Shop <shop@shop.example>\r\nBcc: eve@shop.example",
+      PUBLIC_URL: "shop.example",
+      VERIFY_EMAIL_URL: "https://shop.example/verify",
+      RESET_PASSWORD_URL: "javascript:alert('{token}')",
+    });
+    const names = message?.split("\n").map((line) => line.split(":")[0]);
+    expect(names).to.have.members(["SMTP_URL", "MAIL_FROM", "PUBLIC_URL", "VERIFY_EMAIL_URL", "RESET_PASSWORD_URL"]);
+    expect(message).not.to.include("hunter2");
   });
 });
 

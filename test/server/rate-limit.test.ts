@@ -21,6 +21,8 @@ const settings = {
   RATE_LIMIT_MAILS_PER_EMAIL: "2",
 };
 
+const GUESS = "guessed by somebody";
+
 let addresses = 0;
 
 /** An address that no other test calls from. */
@@ -134,7 +136,7 @@ describe("rate limits", () => {
     it("refuse all logins from there, also with the right password, and none from elsewhere", async () => {
       const [address, { email }] = [newAddress(), await newCustomer(server)];
       for (let i = 0; i < 4; i++) {
-        const wrong = server.as().auth.login({ email: anEmail(), password: "wrong" }, from(address));
+        const wrong = server.as().auth.login({ email: anEmail(), password: GUESS }, from(address));
         expect(await refusalOf(wrong)).to.include({ reason: "CREDENTIALS_INVALID" });
       }
       for (const someServer of [server, replica]) {
@@ -150,7 +152,7 @@ describe("rate limits", () => {
     it("hold for guesses at once too, and those beyond lock nobody", async () => {
       const address = newAddress();
       const emails = times(20, (i) => `spray-${i}@nobody.example`);
-      const calls = emails.map((email) => server.as().auth.login({ email, password: "wrong" }, from(address)));
+      const calls = emails.map((email) => server.as().auth.login({ email, password: GUESS }, from(address)));
       expect(await tally(calls)).to.deep.equal({ CREDENTIALS_INVALID: 4, RATE_LIMITED: 16 });
       const counted = await sql(database, "SELECT 1 FROM login_failures WHERE email LIKE 'spray-%'");
       expect(counted).to.have.length(4);

@@ -7,7 +7,7 @@ import { type TestServer, useServer } from "../support/server.ts";
 
 const MINUTE_MS = 60_000;
 const DAY_MS = 24 * 60 * MINUTE_MS;
-const WRONG = "a wrong password";
+const WRONG = "guessed by somebody";
 /** Fewer than may wait for a hash at once, so that none is shed. */
 const WAVE = 50;
 

@@ -8,7 +8,7 @@ type Line = Readonly<Record<string, unknown>>;
 
 const INFO = 30;
 const WARN = 40;
-const WRONG = "a wrong password, never to be seen";
+const WRONG = "guessed by somebody, never to be seen";
 
 describe("the security log", () => {
   const lines: string[] = [];

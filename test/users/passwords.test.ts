@@ -8,6 +8,7 @@ import { useServer } from "../support/server.ts";
 
 const HOUR_MS = 60 * 60_000;
 const NEW_PASSWORD = "another password of some length";
+const WRONG_PASSWORD = "nobody has this one";
 const COMMON = "PASSWORD_TOO_COMMON";
 
 describe("common passwords", () => {
@@ -68,7 +69,7 @@ describe("passwords", () => {
     return sql<{ type: string; actor: string | null }>(server.database, text, [id]);
   };
   const lock = async (email: string) => {
-    for (let i = 0; i < 5; i++) await refusalOf(logIn(email, "wrong password"));
+    for (let i = 0; i < 5; i++) await refusalOf(logIn(email, WRONG_PASSWORD));
     expect(await refusalOf(logIn(email, PASSWORD))).to.include({ reason: "ACCOUNT_LOCKED" });
   };
   /** Asks for a reset, and gives the token that comes by mail. */
@@ -232,7 +233,7 @@ describe("passwords", () => {
 
     it("need the one so far", async () => {
       const customer = await newCustomer(server);
-      expect(await refusalOf(change(customer, "wrong password"))).to.include({
+      expect(await refusalOf(change(customer, WRONG_PASSWORD))).to.include({
         code: "Unauthenticated",
         reason: "CREDENTIALS_INVALID",
         message: "The current password is wrong",
@@ -242,7 +243,7 @@ describe("passwords", () => {
 
     it("cannot be guessed with a stolen token: wrong ones lock as they do at a login", async () => {
       const customer = await newCustomer(server);
-      for (let i = 0; i < 5; i++) await refusalOf(change(customer, `wrong password ${i}`));
+      for (let i = 0; i < 5; i++) await refusalOf(change(customer, `${WRONG_PASSWORD} ${i}`));
       const refusal = await refusalOf(change(customer));
       expect(refusal).to.include({ code: "ResourceExhausted", reason: "ACCOUNT_LOCKED" });
       expect(refusal.metadata).to.have.property("unlock_time");

@@ -1,110 +1,246 @@
-import { createHmac, createPrivateKey, generateKeyPairSync, randomUUID, sign } from "node:crypto";
+import { createHmac, createPrivateKey, generateKeyPairSync, type KeyObject, randomUUID, sign } from "node:crypto";
 import { expect } from "chai";
-import type { JWK } from "jose";
-import { SigningKeyStore } from "../../src/users/signing-key-store.ts";
-import { newCustomer, PASSWORD, type Person } from "../support/factories.ts";
+import { decodeJwt, exportPKCS8, type JWK } from "jose";
+import { newAdmin, newCustomer, PASSWORD, type Person } from "../support/factories.ts";
 import { refusalOf } from "../support/refusals.ts";
 import { useServer } from "../support/server.ts";
 
-const encode = (value: object) => Buffer.from(JSON.stringify(value)).toString("base64url");
+const MINUTE_S = 60;
+const REFUSAL = {
+  code: "Unauthenticated",
+  reason: "TOKEN_INVALID",
+  message: "The access token is invalid or expired; log in again",
+};
+
+const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString("base64url");
 const decode = (part = "") => JSON.parse(Buffer.from(part, "base64url").toString());
 
-/** Attacks that RFC 8725 warns of: each makes a token from a genuine one. */
+interface Parts {
+  // biome-ignore lint/suspicious/noExplicitAny: an attacker writes anything.
+  readonly header: Readonly<Record<string, any>>;
+  // biome-ignore lint/suspicious/noExplicitAny: an attacker writes anything.
+  readonly claims: Readonly<Record<string, any>>;
+}
+
+function signed({ header, claims }: Parts, key: KeyObject): string {
+  const text = `${encode(header)}.${encode(claims)}`;
+  return `${text}.${sign(null, Buffer.from(text), key).toString("base64url")}`;
+}
+
+/** Attacks that RFC 8725 warns of, by somebody without our private key: each makes a token from a genuine one. */
 const forgeries: Record<string, (genuine: string, jwk: JWK) => string> = {
   "no algorithm": (token) => {
     const [header, payload] = token.split(".");
     return `${encode({ ...decode(header), alg: "none" })}.${payload}.`;
   },
+  "no algorithm and the genuine signature": (token) => {
+    const [header, payload, signature] = token.split(".");
+    return `${encode({ ...decode(header), alg: "nOnE" })}.${payload}.${signature}`;
+  },
   "HS256 with the public key as its secret": (token, jwk) => {
     const [header, payload] = token.split(".");
-    const signed = `${encode({ ...decode(header), alg: "HS256" })}.${payload}`;
-    return `${signed}.${createHmac("sha256", JSON.stringify(jwk)).update(signed).digest("base64url")}`;
+    const text = `${encode({ ...decode(header), alg: "HS256" })}.${payload}`;
+    return `${text}.${createHmac("sha256", JSON.stringify(jwk)).update(text).digest("base64url")}`;
+  },
+  "HS512 with the bytes of the public key as its secret": (token, { x = "" }) => {
+    const [header, payload] = token.split(".");
+    const text = `${encode({ ...decode(header), alg: "HS512" })}.${payload}`;
+    return `${text}.${createHmac("sha512", Buffer.from(x, "base64url")).update(text).digest("base64url")}`;
+  },
+  "a signature of HMAC under the name of our algorithm": (token, { x = "" }) => {
+    const [header, payload] = token.split(".");
+    const mac = createHmac("sha512", Buffer.from(x, "base64url")).update(`${header}.${payload}`).digest("base64url");
+    return `${header}.${payload}.${mac}`;
   },
   "an unknown key id": (token) => {
     const [header, payload, signature] = token.split(".");
     return `${encode({ ...decode(header), kid: randomUUID() })}.${payload}.${signature}`;
   },
+  "no key id": (token) => {
+    const [header, payload, signature] = token.split(".");
+    const { kid: _, ...rest } = decode(header);
+    return `${encode(rest)}.${payload}.${signature}`;
+  },
+  "a key id that is no text": (token) => {
+    const [header, payload, signature] = token.split(".");
+    return `${encode({ ...decode(header), kid: { toString: "x" } })}.${payload}.${signature}`;
+  },
   "a key of its own in the header": (token) => {
-    const [header, payload] = token.split(".");
+    const [header = "", claims = ""] = token.split(".");
     const { privateKey, publicKey } = generateKeyPairSync("ed25519");
-    const signed = `${encode({ ...decode(header), jwk: publicKey.export({ format: "jwk" }) })}.${payload}`;
-    return `${signed}.${sign(null, Buffer.from(signed), createPrivateKey(privateKey.export({ type: "pkcs8", format: "pem" }))).toString("base64url")}`;
+    const jwk = publicKey.export({ format: "jwk" });
+    return signed({ header: { ...decode(header), jwk }, claims: decode(claims) }, privateKey);
+  },
+  "a place to find its key in the header": (token) => {
+    const [header = "", claims = ""] = token.split(".");
+    const { privateKey } = generateKeyPairSync("ed25519");
+    const jku = "https://attacker.example/jwks.json";
+    return signed({ header: { ...decode(header), jku, x5u: jku }, claims: decode(claims) }, privateKey);
+  },
+  "the signature of another key": (token) => {
+    const [header = "", claims = ""] = token.split(".");
+    return signed({ header: decode(header), claims: decode(claims) }, generateKeyPairSync("ed25519").privateKey);
   },
   "a role it was not given": (token) => {
     const [header, payload, signature] = token.split(".");
     return `${header}.${encode({ ...decode(payload), role: "ADMIN" })}.${signature}`;
   },
+  "another account's id": (token) => {
+    const [header, payload, signature] = token.split(".");
+    return `${header}.${encode({ ...decode(payload), sub: randomUUID() })}.${signature}`;
+  },
   "a cut signature": (token) => token.slice(0, -10),
+  "a signature of zeros": (token) => `${token.split(".").slice(0, 2).join(".")}.${"A".repeat(86)}`,
+  "no signature": (token) => `${token.split(".").slice(0, 2).join(".")}.`,
+  "one part too many": (token) => `${token}.e30`,
+  "header and claims that are no objects": () => `${encode([1])}.${encode("x")}.${"A".repeat(86)}`,
+  "header and claims that are no JSON": () => `e30e.W10.${"A".repeat(86)}`,
   nothing: () => "...",
   "ten thousand characters of noise": () => "x".repeat(10_000),
 };
 
-describe("a forged access token", () => {
+/** What is wrong although our own key has signed it: each changes a genuine token's parts. */
+const wrongs: Record<string, (parts: Parts, nowS: number) => Parts> = {
+  "another issuer": ({ header, claims }) => ({ header, claims: { ...claims, iss: "somebody-else" } }),
+  "another audience": ({ header, claims }) => ({ header, claims: { ...claims, aud: "somebody-else" } }),
+  "our audience among others": ({ header, claims }) => ({ header, claims: { ...claims, aud: ["tradepost", "other"] } }),
+  "no audience": ({ header, claims: { aud: _, ...claims } }) => ({ header, claims }),
+  "no issuer": ({ header, claims: { iss: _, ...claims } }) => ({ header, claims }),
+  "another type": ({ header, claims }) => ({ header: { ...header, typ: "JWT" }, claims }),
+  "no type": ({ header: { typ: _, ...header }, claims }) => ({ header, claims }),
+  "another algorithm's name": ({ header, claims }) => ({ header: { ...header, alg: "ES256" }, claims }),
+  "something critical that nobody knows": ({ header, claims }) => ({
+    header: { ...header, crit: ["b64"], b64: false },
+    claims,
+  }),
+  "an end that has come": ({ header, claims }, nowS) => ({ header, claims: { ...claims, exp: nowS - 1 } }),
+  "no end": ({ header, claims: { exp: _, ...claims } }) => ({ header, claims }),
+  "an end that is no number": ({ header, claims }) => ({ header, claims: { ...claims, exp: "never" } }),
+  "a beginning that is to come": ({ header, claims }, nowS) => ({
+    header,
+    claims: { ...claims, nbf: nowS + 6 * MINUTE_S },
+  }),
+  "an issue that is to come": ({ header, claims }, nowS) => ({
+    header,
+    claims: { ...claims, iat: nowS + 6 * MINUTE_S },
+  }),
+  "no session": ({ header, claims: { sid: _, ...claims } }) => ({ header, claims }),
+  "no generation": ({ header, claims: { gen: _, ...claims } }) => ({ header, claims }),
+  "a role that there is not": ({ header, claims }) => ({ header, claims: { ...claims, role: "ROOT" } }),
+  "a subject that is no id": ({ header, claims }) => ({ header, claims: { ...claims, sub: "' OR 1=1" } }),
+};
+
+describe("an access token", () => {
   const server = useServer();
   let person: Person;
   before(async () => {
     person = await newCustomer(server);
   });
 
+  async function ownKey(): Promise<KeyObject> {
+    const { privateKey } = await server.deps.signingKeys.signer();
+    return createPrivateKey(await exportPKCS8(privateKey));
+  }
+
+  function partsOf(token: string): Parts {
+    const [header, claims] = token.split(".");
+    return { header: decode(header), claims: decode(claims) };
+  }
+
   for (const [name, forge] of Object.entries(forgeries)) {
-    it(`with ${name} is refused without saying why`, async () => {
+    it(`that is forged with ${name} is refused without saying why`, async () => {
       const jwks = (await (await fetch(`${server.url}/.well-known/jwks.json`)).json()) as { keys: [JWK] };
       const refusal = await refusalOf(server.as(forge(person.token, jwks.keys[0])).users.getProfile({}));
-      expect(refusal).to.include({
-        code: "Unauthenticated",
-        reason: "TOKEN_INVALID",
-        message: "The access token is invalid or expired; log in again",
-      });
+      expect(refusal).to.include(REFUSAL);
     });
   }
 
-  it("of another issuer, audience or type is refused although our own key signed it", async () => {
-    const { Tokens } = await import("../../src/users/tokens.ts");
-    const { SigningKeys } = await import("../../src/users/signing-keys.ts");
-    const { derivedKey, keptSecretKey } = await import("../../src/secret-key.ts");
-    const secret = derivedKey(keptSecretKey(server.deps.config.dataDir), "signing keys");
-    const keys = new SigningKeys(new SigningKeyStore(server.deps.db), server.clock, secret);
-    await keys.load();
-    const caller = { userId: person.id, role: "ADMIN", sessionId: randomUUID() } as const;
-    for (const claims of [
-      { issuer: "somebody-else", audience: "tradepost" },
-      { issuer: "tradepost", audience: "somebody-else" },
-    ]) {
-      const { token } = await new Tokens(keys, server.clock, claims).issue(caller);
-      expect((await refusalOf(server.as(token).users.getProfile({}))).reason, JSON.stringify(claims)).to.equal(
-        "TOKEN_INVALID",
-      );
-    }
+  for (const [name, change] of Object.entries(wrongs)) {
+    it(`with ${name} is refused although our own key signed it`, async () => {
+      const nowS = Math.floor(server.clock.now().getTime() / 1000);
+      const token = signed(change(partsOf(person.token), nowS), await ownKey());
+      expect(await refusalOf(server.as(token).users.getProfile({}))).to.include(REFUSAL);
+    });
+  }
+
+  it("is good when nothing is wrong with it, also by a clock that is a little ahead of ours", async () => {
+    const { header, claims } = partsOf(person.token);
+    const nowS = Math.floor(server.clock.now().getTime() / 1000);
+    const token = signed({ header, claims: { ...claims, iat: nowS + MINUTE_S, nbf: nowS + MINUTE_S } }, await ownKey());
+    expect((await server.as(token).users.getProfile({})).user?.id).to.equal(person.id);
   });
 
-  it("that is a refresh token is refused", async () => {
+  it("is refused from the moment it expires, also when it has been seen before", async () => {
+    const { accessToken, accessTokenExpireTime } = await server
+      .as()
+      .auth.login({ email: person.email, password: PASSWORD });
+    await server.as(accessToken).users.getProfile({});
+    const { iat = 0, exp = 0 } = decodeJwt(accessToken);
+    expect(exp - iat).to.equal(15 * MINUTE_S);
+    expect(accessTokenExpireTime?.seconds).to.equal(BigInt(exp));
+    const leftMs = exp * 1000 - server.clock.now().getTime();
+    server.clock.advance(leftMs);
+    expect(await refusalOf(server.as(accessToken).users.getProfile({}))).to.include(REFUSAL);
+    server.clock.advance(-leftMs);
+  });
+
+  it("is not the same as a refresh token", async () => {
     const { refreshToken } = await server.as().auth.login({ email: person.email, password: PASSWORD });
-    expect((await refusalOf(server.as(refreshToken).users.getProfile({}))).reason).to.equal("TOKEN_INVALID");
+    expect(await refusalOf(server.as(refreshToken).users.getProfile({}))).to.include(REFUSAL);
   });
 
-  it("is refused also where no token is needed: its sender is not taken for nobody", async () => {
-    expect((await refusalOf(server.as("nonsense").catalog.listProducts({}))).reason).to.equal("TOKEN_INVALID");
+  it("is refused also where none is needed: its sender is not taken for nobody", async () => {
+    expect(await refusalOf(server.as("nonsense").catalog.listProducts({}))).to.include(REFUSAL);
+  });
+
+  it("says who is meant, by which session and key, and nothing else", async () => {
+    const { header, claims } = partsOf(person.token);
+    expect(header).to.have.all.keys("alg", "typ", "kid");
+    expect(header).to.include({ alg: "EdDSA", typ: "at+jwt" });
+    expect(claims).to.have.all.keys("iss", "aud", "sub", "sid", "role", "gen", "jti", "iat", "exp");
+    expect(claims).to.include({ iss: "tradepost", aud: "tradepost", sub: person.id, role: "USER" });
   });
 });
 
-describe("signing keys", () => {
+describe("who calls", () => {
   const server = useServer();
 
-  it("are one for all replicas that start together on a new database", async () => {
-    const { SigningKeys } = await import("../../src/users/signing-keys.ts");
-    await server.database.db.sequelize.query("DELETE FROM signing_keys");
-    const replicas = Array.from(
-      { length: 5 },
-      () => new SigningKeys(new SigningKeyStore(server.deps.db), server.clock, Buffer.alloc(32)),
-    );
-    await Promise.all(replicas.map((keys) => keys.load()));
-    expect(new Set(replicas.map(({ signer }) => signer.id))).to.have.property("size", 1);
-  });
+  it("is told by the token alone: an id or a role in a body grants nothing", async () => {
+    const [person, admin] = await Promise.all([newCustomer(server), newAdmin(server)]);
+    const registered = await fetch(`${server.url}/tradepost.user.v1.AuthService/Register`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({
+        email: `${randomUUID()}@tradepost.example`,
+        password: PASSWORD,
+        firstName: "Mallory",
+        lastName: "Jones",
+        dateOfBirth: { year: 1990, month: 1, day: 2 },
+        role: "ROLE_ADMIN",
+        emailVerified: true,
+        user: { role: "ROLE_ADMIN", emailVerified: true },
+      }),
+    });
+    // A field that Register does not have is refused or does nothing.
+    const answer = (await registered.json()) as { user?: { role: string; emailVerified?: boolean } };
+    expect(answer.user?.role ?? "ROLE_USER").to.equal("ROLE_USER");
+    expect(answer.user?.emailVerified ?? false).to.equal(false);
 
-  it("cannot be read with another SECRET_KEY, and the error names that setting", async () => {
-    const { SigningKeys } = await import("../../src/users/signing-keys.ts");
-    const other = new SigningKeys(new SigningKeyStore(server.deps.db), server.clock, Buffer.alloc(32, 9));
-    const error = await other.load().catch((reason: Error) => reason);
-    expect(String(error)).to.include("SECRET_KEY");
+    const refusal = await refusalOf(
+      person.orders.createOrder({
+        requestId: randomUUID(),
+        customerId: admin.id,
+        items: [{ productId: randomUUID(), quantity: 1 }],
+      }),
+    );
+    expect(refusal).to.include({ code: "PermissionDenied" });
+    const profile = await fetch(`${server.url}/tradepost.user.v1.UserService/GetProfile`, {
+      method: "POST",
+      headers: { "content-type": "application/json", authorization: `Bearer ${person.token}`, "x-user-id": admin.id },
+      body: JSON.stringify({ userId: admin.id, role: "ROLE_ADMIN" }),
+    });
+    const shown = (await profile.json()) as { user?: { id: string; role: string } };
+    expect(shown.user?.id ?? person.id).to.equal(person.id);
+    expect(shown.user?.role ?? "ROLE_USER").to.equal("ROLE_USER");
   });
 });

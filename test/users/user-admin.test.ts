@@ -99,9 +99,9 @@ describe("ListUsers", () => {
        SELECT gen_random_uuid(), name, '', 'Ada', 'Marsh', '1990-01-01', role, now(), now(), delete_time
          FROM (SELECT 'u' || n || '@many.example' AS name, 'USER' AS role, NULL::timestamptz AS delete_time
                  FROM generate_series(1, 5000) n
-               UNION ALL VALUES ('mod@list.example', 'MODERATOR', NULL), ('a_b@list.example', 'USER', NULL),
-                 ('axb@list.example', 'USER', NULL), ('a%b@list.example', 'USER', NULL),
-                 ('c:now@list.example', 'USER', NULL), ('gone@list.example', 'USER', now()), ('locked@list.example', 'USER', NULL),
+               UNION ALL VALUES ('mod@list.example', 'MODERATOR', NULL), ('z_b@list.example', 'USER', NULL),
+                 ('zxb@list.example', 'USER', NULL), ('z%b@list.example', 'USER', NULL),
+                 ('z:now@list.example', 'USER', NULL), ('gone@list.example', 'USER', now()), ('locked@list.example', 'USER', NULL),
                  ('was-locked@list.example', 'USER', NULL)) made`,
     );
     await failLogins(server, email("locked"), 5, 15 * MINUTE_MS);
@@ -158,11 +158,11 @@ describe("ListUsers", () => {
   });
 
   it("takes the letters of a prefix as they are", async () => {
-    expect(await emails({ emailPrefix: "a_b" })).to.deep.equal(["a_b"]);
-    expect(await emails({ emailPrefix: "a%b" })).to.deep.equal(["a%b"]);
-    expect(await emails({ emailPrefix: "a" })).to.have.members(["a_b", "axb", "a%b"]);
-    expect(await emails({ emailPrefix: "c:now", locked: false })).to.deep.equal(["c:now"]);
-    for (const emailPrefix of ["\\", "'", "a\\_b", "';--", ":now", "$1"]) {
+    expect(await emails({ emailPrefix: "z_b" })).to.deep.equal(["z_b"]);
+    expect(await emails({ emailPrefix: "z%b" })).to.deep.equal(["z%b"]);
+    expect(await emails({ emailPrefix: "z" })).to.have.members(["z_b", "zxb", "z%b", "z:now"]);
+    expect(await emails({ emailPrefix: "z:now", locked: false })).to.deep.equal(["z:now"]);
+    for (const emailPrefix of ["\\", "'", "z\\_b", "';--", ":now", "$1"]) {
       expect(await emails({ emailPrefix }), emailPrefix).to.deep.equal([]);
     }
   });

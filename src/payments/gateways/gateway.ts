@@ -46,6 +46,11 @@ export interface ChargeRequest {
 export interface AttemptReference {
   readonly reference: string;
   readonly gatewayReference?: string;
+  /**
+   * What `charge` was asked for, given only while the reference's first send is younger than 23 hours. A `void` without
+   * `gatewayReference` may need it to learn the gateway's id by an idempotent request; older keys are never sent again.
+   */
+  readonly amount?: GatewayMoney;
 }
 
 /** The gateway took money. */
@@ -222,7 +227,10 @@ export type GatewayEventFact =
   | { readonly type: "refund_failed"; readonly reference: string; readonly key: string; readonly result: RefundFailed }
   | {
       readonly type: "dispute_opened" | "dispute_won" | "dispute_lost";
-      readonly reference: string;
+      /** Absent where the vendor's event does not repeat our reference; `transactionId` is there then. */
+      readonly reference?: string;
+      /** The gateway's id of the disputed capture, as `Captured.transactionId` had it. */
+      readonly transactionId?: string;
       readonly disputeId: string;
       readonly amount: GatewayMoney;
       readonly reason: string;

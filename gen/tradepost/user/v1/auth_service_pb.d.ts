@@ -27,7 +27,8 @@ export declare type RegisterRequest = Message<"tradepost.user.v1.RegisterRequest
   email: string;
 
   /**
-   * 8 to 128 characters, taken as they are, and not one of the commonest passwords.
+   * 8 to 128 characters, taken as they are, and not one of the 10,000 commonest passwords in any case
+   * (PASSWORD_TOO_COMMON).
    *
    * @generated from field: string password = 2;
    */
@@ -612,7 +613,8 @@ export declare const AuthService: GenService<{
   },
   /**
    * Confirms the email address with the single-use token that was mailed (good for 24 hours). Needs no token.
-   * Errors: INVALID_ARGUMENT VERIFICATION_TOKEN_INVALID for an unknown, used or expired one.
+   * Errors: INVALID_ARGUMENT VERIFICATION_TOKEN_INVALID for an unknown, used or expired one, or one that was mailed to
+   * an address that the account has no more.
    *
    * @generated from rpc tradepost.user.v1.AuthService.VerifyEmail
    */
@@ -697,9 +699,11 @@ export declare const AuthService: GenService<{
     output: typeof RequestPasswordResetResponseSchema;
   },
   /**
-   * Sets a new password with the single-use token that was mailed (good for 1 hour), ends a lock and every session.
-   * Needs no token.
-   * Errors: INVALID_ARGUMENT RESET_TOKEN_INVALID for an unknown, used or expired one.
+   * Sets a new password with the single-use token that was mailed (good for 1 hour), ends a lock and every session, and
+   * makes every other token that was mailed useless. Since the mail was read, the email counts as verified. Needs no
+   * token.
+   * Errors: INVALID_ARGUMENT RESET_TOKEN_INVALID for an unknown, used or expired one, or one that was mailed to an
+   * address that the account has no more.
    *
    * @generated from rpc tradepost.user.v1.AuthService.ResetPassword
    */
@@ -710,7 +714,8 @@ export declare const AuthService: GenService<{
   },
   /**
    * Sets a new password and ends all of the caller's other sessions.
-   * Errors: UNAUTHENTICATED CREDENTIALS_INVALID when `current_password` is wrong.
+   * Errors: UNAUTHENTICATED CREDENTIALS_INVALID when `current_password` is wrong; wrong ones count as they do in Login,
+   * so RESOURCE_EXHAUSTED ACCOUNT_LOCKED too.
    *
    * @generated from rpc tradepost.user.v1.AuthService.ChangePassword
    */

@@ -340,7 +340,7 @@ export declare type AccountEvent = Message<"tradepost.user.v1.AccountEvent"> & {
   type: string;
 
   /**
-   * What changed, such as {"from": "USER", "to": "ADMIN"} or {"changed": "firstName,phone"}; emails are masked. Never a
+   * What changed, such as {"from": "USER", "to": "ADMIN"} or {"changed": "first_name,phone"}; emails are masked. Never a
    * secret.
    *
    * @generated from field: map<string, string> details = 5;

@@ -1,0 +1,14 @@
+// `npm run bench -- <name>`: measures, prints tables and writes bench/results/. See bench/README.md.
+
+const benches: Readonly<Record<string, () => Promise<void>>> = {
+  accounts: async () => (await import("./accounts.ts")).accounts(),
+};
+
+const [name = ""] = process.argv.slice(2);
+const bench = Object.hasOwn(benches, name) ? benches[name] : undefined;
+if (bench === undefined) {
+  process.stderr.write(`Usage: npm run bench -- <name>, which is one of: ${Object.keys(benches).join(", ")}\n`);
+  process.exitCode = 2;
+} else {
+  await bench();
+}
