@@ -13,6 +13,7 @@ import type { Deps } from "./deps.ts";
 import { claimInstance, type InstanceClaim, InstanceRunningError } from "./instance.ts";
 import { startWorker } from "./jobs/worker.ts";
 import { onStopRequest, type StopReason } from "./parent.ts";
+import type { Gateways } from "./payments/gateways/gateways.ts";
 import { reachSandbox } from "./payments/gateways/reach-sandbox.ts";
 import { createSandboxGateway } from "./payments/gateways/sandbox.ts";
 import { startServer } from "./server/server.ts";
@@ -128,8 +129,8 @@ class Service {
     const applied = await this.#step(() => prepareDatabase(config, databaseUrl));
     if (applied.length > 0) log.info({ applied }, "database migrated");
 
-    const gateway = await this.#startGateway();
-    const deps = await this.#step(() => assemble({ config, log, databaseUrl, gateway }));
+    const gateways = await this.#startGateways();
+    const deps = await this.#step(() => assemble({ config, log, databaseUrl, gateways }));
     this.#started.add("database connections", () => disconnect(deps), STOP_TIMEOUT_MS);
     this.#started.add("session cleanup", startSessionCleanup(deps), STOP_TIMEOUT_MS);
     this.#started.add("mail", async () => deps.mail.close(), STOP_TIMEOUT_MS);
@@ -175,14 +176,18 @@ class Service {
     return postgres.url;
   }
 
-  async #startGateway() {
+  async #startGateways(): Promise<Gateways> {
     const { dataDir, payments } = this.#config;
     const options = { port: payments.sandboxPort, dataDir: join(dataDir, "sandbox"), log: this.#log };
     const sandbox = await this.#step(() => reachSandbox(options));
     this.#started.add("sandbox", () => sandbox.close(), STOP_TIMEOUT_MS);
-    const gateway = createSandboxGateway({ name: payments.primary, baseUrl: sandbox.url });
-    this.#started.add("gateway", async () => gateway.close(), STOP_TIMEOUT_MS);
-    return gateway;
+    const connect = (name: "sandbox-primary" | "sandbox-backup") => {
+      const gateway = createSandboxGateway({ name, baseUrl: sandbox.url });
+      this.#started.add(name, async () => gateway.close(), STOP_TIMEOUT_MS);
+      return gateway;
+    };
+    const backup = payments.backup === undefined ? undefined : connect(payments.backup);
+    return { primary: connect(payments.primary), backup };
   }
 }
 
