@@ -1,3 +1,4 @@
+import { metrics as openTelemetry } from "@opentelemetry/api";
 import type { Logger } from "pino";
 import type { Config } from "./config.ts";
 import { Database } from "./db/database.ts";
@@ -11,11 +12,12 @@ import { openMail } from "./mail/open-mail.ts";
 import { CatalogStore } from "./orders/catalog-store.ts";
 import { OrderFeed } from "./orders/order-feed.ts";
 import { OrderStore } from "./orders/store.ts";
-import type { Gateway } from "./payments/gateways/gateway.ts";
+import type { Gateways } from "./payments/gateways/gateways.ts";
 import { type FraudCheck, noFraudRules } from "./payments/screen.ts";
 import { PaymentStore } from "./payments/store.ts";
 import { rateLimits } from "./rate-limits.ts";
 import { derivedKey, keptSecretKey } from "./secret-key.ts";
+import { Metrics } from "./telemetry/metrics.ts";
 import { SecurityLog } from "./telemetry/security-log.ts";
 import { accountJobs } from "./users/account-jobs.ts";
 import { AccountTokenStore } from "./users/account-token-store.ts";
@@ -38,7 +40,8 @@ interface Parts {
   readonly config: Config;
   readonly log: Logger;
   readonly databaseUrl: string;
-  readonly gateway: Gateway;
+  readonly gateways: Gateways;
+  readonly metrics?: Metrics;
   readonly fraud?: FraudCheck;
   /** Not given: as the settings want it. */
   readonly mail?: Mail;
@@ -51,12 +54,13 @@ export function openDatabase({ database }: Config, url: string): Database {
   return new Database({ url, poolMax: database.poolMax, prepared: database.prepared });
 }
 
-/** Makes everything that the services need, on a migrated database. Whoever calls disconnects, and closes `gateway` and `mail`. */
+/** Makes everything that the services need, on a migrated database. Whoever calls disconnects, and closes the gateways and `mail`. */
 export async function assemble({
   config,
   log,
   databaseUrl,
-  gateway,
+  gateways,
+  metrics = new Metrics(openTelemetry.getMeter("tradepost")),
   fraud = noFraudRules,
   mail = openMail(config, log),
   clock = systemClock,
@@ -104,8 +108,9 @@ export async function assemble({
     catalog: new CatalogStore(db),
     orders,
     orderFeed,
-    payments: new PaymentStore(db, orders),
-    gateway,
+    payments: new PaymentStore(db),
+    gateways,
+    metrics,
     fraud,
     mail,
   };

@@ -123,6 +123,10 @@ const settings = z.object({
   SUPPORTED_CURRENCIES: currencies.describe("ISO 4217 codes that payments may use, comma-separated"),
   MAX_PAYMENT_AMOUNT: amounts.describe("Largest payment of each currency"),
   PAYMENT_GATEWAY_PRIMARY: gateway.default("sandbox-primary").describe("Gateway that is charged"),
+  PAYMENT_GATEWAY_BACKUP: z
+    .union([gateway, z.literal("none")])
+    .default("sandbox-backup")
+    .describe("Gateway that is charged on the proof that the primary did nothing; `none` for no failover"),
   SANDBOX_PORT: port(8081).describe("Port of the sandbox gateway, on loopback only"),
   REFLECTION: onOff.optional().describe("gRPC server reflection. Default: `on`, `off` in production"),
   LOG_LEVEL: z
@@ -232,6 +236,7 @@ function derive(set: z.output<typeof settings>) {
       currencies: set.SUPPORTED_CURRENCIES,
       maxAmounts: set.MAX_PAYMENT_AMOUNT,
       primary: set.PAYMENT_GATEWAY_PRIMARY,
+      backup: set.PAYMENT_GATEWAY_BACKUP === "none" ? undefined : set.PAYMENT_GATEWAY_BACKUP,
       sandboxPort: set.SANDBOX_PORT,
     },
     reflection: set.REFLECTION ?? !production,

@@ -8,10 +8,11 @@ import type { Mail } from "./mail/mail.ts";
 import type { CatalogStore } from "./orders/catalog-store.ts";
 import type { OrderFeed } from "./orders/order-feed.ts";
 import type { OrderStore } from "./orders/store.ts";
-import type { Gateway } from "./payments/gateways/gateway.ts";
+import type { Gateways } from "./payments/gateways/gateways.ts";
 import type { FraudCheck } from "./payments/screen.ts";
 import type { PaymentStore } from "./payments/store.ts";
 import type { RateLimits } from "./rate-limits.ts";
+import type { Metrics } from "./telemetry/metrics.ts";
 import type { SecurityLog } from "./telemetry/security-log.ts";
 import type { AccountTokenStore } from "./users/account-token-store.ts";
 import type { AddressStore } from "./users/address-store.ts";
@@ -58,7 +59,8 @@ export interface Deps {
   readonly orders: OrderStore;
   readonly orderFeed: OrderFeed;
   readonly payments: PaymentStore;
-  readonly gateway: Gateway;
+  readonly gateways: Gateways;
+  readonly metrics: Metrics;
   readonly fraud: FraudCheck;
   readonly mail: Mail;
 }

@@ -13,8 +13,11 @@ import { startSweep } from "./jobs/sweep.ts";
 import { startWorker } from "./jobs/worker.ts";
 import { expireOrders } from "./orders/expire-orders.ts";
 import { onStopRequest, type StopReason } from "./parent.ts";
+import type { Gateways } from "./payments/gateways/gateways.ts";
 import { reachSandbox } from "./payments/gateways/reach-sandbox.ts";
 import { createSandboxGateway } from "./payments/gateways/sandbox.ts";
+import { reconcilePayments } from "./payments/reconcile-payments.ts";
+import { reverseCharges } from "./payments/reverse-charges.ts";
 import { startServer, tryAddress } from "./server/server.ts";
 import { prepareDatabase, startPostgres } from "./service-database.ts";
 import { Started } from "./started.ts";
@@ -32,6 +35,7 @@ const STARTING_TIMEOUT_MS = 60_000;
 const FAILURE_DRAIN_MS = 1_000;
 
 /** How much longer than its time an unpaid order may hold its stock. */
+const RECONCILE_INTERVAL_MS = 1_000;
 const EXPIRE_ORDERS_INTERVAL_MS = 1_000;
 const CLEAN_UP_SESSIONS_INTERVAL_MS = 10 * 60_000;
 
@@ -108,8 +112,8 @@ class Service {
     const applied = await this.#step(() => prepareDatabase(config, databaseUrl));
     if (applied.length > 0) log.info({ applied }, "database migrated");
 
-    const gateway = await this.#startGateway();
-    const deps = await this.#step(() => assemble({ config, log, databaseUrl, gateway }));
+    const gateways = await this.#startGateways();
+    const deps = await this.#step(() => assemble({ config, log, databaseUrl, gateways }));
     this.#started.add("database connections", () => disconnect(deps), STOP_TIMEOUT_MS);
     this.#started.add("mail", async () => deps.mail.close(), STOP_TIMEOUT_MS);
     const embedded = claim !== undefined;
@@ -148,6 +152,8 @@ class Service {
   /** What goes on beside the calls. */
   #startBackground(deps: Deps): void {
     this.#sweep("expire-orders", EXPIRE_ORDERS_INTERVAL_MS, () => expireOrders(deps));
+    this.#sweep("reconcile-payments", RECONCILE_INTERVAL_MS, () => reconcilePayments(deps));
+    this.#sweep("reverse-charges", RECONCILE_INTERVAL_MS, () => reverseCharges(deps));
     this.#sweep("clean-up-sessions", CLEAN_UP_SESSIONS_INTERVAL_MS, () => cleanUpSessions(deps));
     const { prepared } = deps.config.database;
     const worker = startWorker({ databaseUrl: deps.db.url, prepared, handlers: jobHandlers(deps), log: deps.log });
@@ -159,14 +165,18 @@ class Service {
     this.#started.add(`sweep ${name}`, () => sweep.stop(), STOP_TIMEOUT_MS);
   }
 
-  async #startGateway() {
+  async #startGateways(): Promise<Gateways> {
     const { dataDir, payments } = this.#config;
     const options = { port: payments.sandboxPort, dataDir: join(dataDir, "sandbox"), log: this.#log };
     const sandbox = await this.#step(() => reachSandbox(options));
     this.#started.add("sandbox", () => sandbox.close(), STOP_TIMEOUT_MS);
-    const gateway = createSandboxGateway({ name: payments.primary, baseUrl: sandbox.url });
-    this.#started.add("gateway", async () => gateway.close(), STOP_TIMEOUT_MS);
-    return gateway;
+    const connect = (name: "sandbox-primary" | "sandbox-backup") => {
+      const gateway = createSandboxGateway({ name, baseUrl: sandbox.url });
+      this.#started.add(name, async () => gateway.close(), STOP_TIMEOUT_MS);
+      return gateway;
+    };
+    const backup = payments.backup === undefined ? undefined : connect(payments.backup);
+    return { primary: connect(payments.primary), backup };
   }
 }
 

@@ -43,7 +43,7 @@ export function paymentService(deps: Deps): Partial<ServiceImpl<typeof PaymentSe
 
     async getPayment({ paymentId }, context) {
       const { userId, role } = callerOf(context);
-      const payment = await deps.payments.find(paymentId);
+      const payment = await deps.payments.find(paymentId, callOf(context).deadline);
       if (payment === undefined || (payment.customerId !== userId && role !== "ADMIN"))
         throw notFound("Payment", paymentId);
       return { payment: toPaymentMessage(payment) };
@@ -64,7 +64,7 @@ function toPaymentMessage(payment: Payment): MessageInitShape<typeof PaymentSche
     gatewayTransactionId: payment.gatewayTransactionId,
     gatewayResponseCode: payment.gatewayResponseCode,
     failureReason: payment.failureReason,
-    refundedAmount: toMoneyMessage({ currency: amount.currency, nanos: 0n }),
+    refundedAmount: toMoneyMessage(payment.refundedAmount),
     createTime: timestampFromDate(createTime),
     ...(processTime !== null && { processTime: timestampFromDate(processTime) }),
   };

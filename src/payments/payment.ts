@@ -11,6 +11,8 @@ export interface Card {
   readonly billingCountry: string;
 }
 
+export type RiskLevel = "LOW" | "MEDIUM" | "HIGH";
+
 export interface Payment {
   readonly id: string;
   readonly customerId: string;
@@ -18,11 +20,15 @@ export interface Payment {
   readonly amount: Money;
   readonly status: PaymentStatus;
   readonly card: Card;
+  /** Null: not screened yet, so never sent to any gateway. */
+  readonly riskLevel: RiskLevel | null;
+  readonly riskFactors: readonly string[];
   /** Empty: no gateway was asked yet. */
   readonly gateway: GatewayName | "";
   readonly gatewayTransactionId: string;
   readonly gatewayResponseCode: string;
   readonly failureReason: string;
+  readonly refundedAmount: Money;
   readonly createTime: Date;
   readonly processTime: Date | null;
 }
@@ -39,14 +45,47 @@ export interface NewPayment {
   readonly amount: Money;
   readonly card: Card;
   readonly createTime: Date;
+  /** Until then it belongs to whoever recorded it. */
+  readonly leaseExpireTime: Date;
+  /** When the sweep looks after it, if it is still PENDING then. */
+  readonly checkTime: Date;
+  readonly attemptId: string;
+  readonly gateway: GatewayName;
 }
 
-/** What a payment became, and what its attempt became with it. */
+export type AttemptState =
+  | "CREATED"
+  | "UNKNOWN"
+  | "CAPTURED"
+  | "DECLINED"
+  | "NOT_EXECUTED"
+  | "VOIDED"
+  | "REVERSING"
+  | "REVERSED";
+
+/** One charge that a gateway is asked for; its id is the idempotency key. */
+export interface Attempt {
+  readonly id: string;
+  readonly paymentId: string;
+  /** 1: the primary gateway's, 2: the backup's. */
+  readonly number: 1 | 2;
+  readonly gateway: GatewayName;
+  /** The gateway's own id of the attempt, where its void needs it. Empty: none. */
+  readonly gatewayReference: string;
+  readonly state: AttemptState;
+  readonly createTime: Date;
+}
+
+/** What an attempt came to, and how its payment ends by it. */
 export interface Settlement {
-  readonly status: "COMPLETED" | "FAILED" | "FRAUD_DETECTED";
+  readonly paymentId: string;
+  readonly attemptId: string;
+  /** Undefined: the payment does not end by this; another attempt may follow. */
+  readonly verdict: Exclude<PaymentStatus, "PENDING"> | undefined;
   readonly attemptState: "CAPTURED" | "DECLINED" | "NOT_EXECUTED" | "VOIDED";
-  readonly gatewayTransactionId: string;
-  readonly gatewayResponseCode: string;
+  readonly captured: Money | undefined;
+  readonly transactionId: string;
+  readonly responseCode: string;
   readonly failureReason: string;
 }
 

@@ -1,20 +1,12 @@
-import type { Logger } from "pino";
 import { v7 as uuidv7 } from "uuid";
 import type { Caller } from "../call.ts";
-import type { Clock } from "../deps.ts";
-import { DomainError } from "../errors.ts";
-import { type Money, toMinor } from "../money.ts";
+import { DomainError, notFound, requestIdReused } from "../errors.ts";
+import { formatMoney, fromDecimal, type Money } from "../money.ts";
 import { requestHash } from "../orders/order.ts";
-import type { Captured, ChargeAnswer, Declined, Gateway, GatewayMoney } from "./gateways/gateway.ts";
-import type { Card, Payment, Settlement } from "./payment.ts";
-import type { FraudCheck } from "./screen.ts";
-import type { Attempt, PaymentStore } from "./store.ts";
+import { type CarryOutDeps, carryOut, FIRST_CHECK_MS } from "./carry-out.ts";
+import type { Card, NewPayment, Payment } from "./payment.ts";
+import type { RecordRefusal } from "./store.ts";
 
-/** Time kept back from the deadline to ask the gateway what became of a charge, and to record it. */
-const RESERVE_MS = 6_000;
-const CHARGE_TIMEOUT_MS = 8_000;
-const QUESTION_TIMEOUT_MS = 2_000;
-const MIN_CHARGE_TIMEOUT_MS = 500;
 /** Longer than any call: within it, a payment that is under way belongs to the process that recorded it. */
 const LEASE_MS = 75_000;
 
@@ -28,24 +20,15 @@ export interface ProcessPayment {
   readonly card: Card;
 }
 
-interface ProcessPaymentDeps {
-  readonly payments: PaymentStore;
-  readonly gateway: Gateway;
-  readonly fraud: FraudCheck;
-  readonly clock: Clock;
-  readonly log: Logger;
-}
-
 /**
  * Takes a payment in four steps: record, screen, charge, settle. Each leaves rows from which the next can go on, and no
- * transaction is open while the outside world is asked. What a gateway did not say for certain is looked up, then
- * voided; without proof either way the payment stays PENDING, never guessed. The same request again gives the payment as
- * it is now, and goes on with one that was left behind.
+ * transaction is open while the outside world is asked. The same request again gives the payment as it is now, and goes
+ * on with one that was left behind.
  * @throws DomainError ADMIN_REQUIRED, ORDER_NOT_FOUND, ORDER_NOT_PAYABLE, AMOUNT_MISMATCH, CUSTOMER_INACTIVE,
  *   REQUEST_ID_REUSED, REQUEST_IN_PROGRESS
  */
 export async function processPayment(
-  deps: ProcessPaymentDeps,
+  deps: CarryOutDeps,
   { requestId, orderId, customerId: given, amount, card }: ProcessPayment,
   { userId, role }: Caller,
   deadline: number,
@@ -54,110 +37,88 @@ export async function processPayment(
   if (customerId !== userId && role !== "ADMIN") {
     throw new DomainError("forbidden", "ADMIN_REQUIRED", "Only an admin may pay for another customer");
   }
-  const { payments, gateway, clock } = deps;
-  const createTime = clock.now();
-  const { payment, attempt } = await payments.record(
-    {
-      id: uuidv7(),
-      customerId,
-      orderId: orderId || null,
-      createdBy: userId,
-      requestId,
-      requestHash: requestHash({ customerId, orderId, currency: amount.currency, nanos: String(amount.nanos), card }),
-      amount,
-      card,
-      createTime,
-    },
-    { id: uuidv7(), gateway: gateway.name, fresh: true },
-    new Date(createTime.getTime() + LEASE_MS),
-  );
-  return attempt === undefined ? payment : carryOut(deps, payment, attempt, deadline);
-}
-
-async function carryOut(
-  deps: ProcessPaymentDeps,
-  payment: Payment,
-  attempt: Attempt,
-  deadline: number,
-): Promise<Payment> {
-  const { payments, fraud, clock, log } = deps;
-  const { riskLevel, riskFactors } = await fraud.check(payment);
-  if (riskLevel === "HIGH") {
-    log.warn({ paymentId: payment.id, riskFactors }, "payment stopped as fraud");
-    return payments.settle(payment, attempt, STOPPED, clock.now());
-  }
-
-  const settlement = await charge(deps, payment, attempt, deadline);
-  if (settlement === undefined) {
-    log.warn({ paymentId: payment.id, attemptId: attempt.id, gateway: attempt.gateway }, "payment outcome unknown");
-    return payments.leaveUnknown(payment, attempt, clock.now());
-  }
-  return payments.settle(payment, attempt, settlement, clock.now());
-}
-
-/** Charges the attempt once, and asks until its outcome is proved; undefined when it could not be proved in time. */
-async function charge(
-  { gateway, log }: ProcessPaymentDeps,
-  { id: paymentId, amount, card }: Payment,
-  { id: reference, fresh }: Attempt,
-  deadline: number,
-): Promise<Settlement | undefined> {
-  const asked = { currency: amount.currency, minor: toMinor(amount) };
-  const timeoutMs = Math.max(MIN_CHARGE_TIMEOUT_MS, Math.min(CHARGE_TIMEOUT_MS, deadline - Date.now() - RESERVE_MS));
-  const answer = await gateway.charge({ reference, amount: asked, paymentMethodToken: card.token }, { timeoutMs });
-  const decided = answer.kind === "executed" ? fromResult(answer.result, asked) : fromProof(answer, fresh);
-  if (decided !== undefined) return decided;
-
-  log.warn({ paymentId, reference, answer }, "gateway did not say what became of a charge");
-  const options = { timeoutMs: QUESTION_TIMEOUT_MS };
-  const held = await gateway.lookup({ reference }, options);
-  if (held.kind === "found" && (held.charge.outcome === "captured" || held.charge.outcome === "declined")) {
-    return fromResult(held.charge, asked);
-  }
-  const voided = await gateway.void({ reference }, options);
-  if (voided.kind === "voided") return { ...NOTHING, attemptState: "VOIDED", failureReason: failureOf(answer) };
-  return voided.kind === "executed" ? fromResult(voided.result, asked) : undefined;
-}
-
-const NOTHING = { status: "FAILED", gatewayTransactionId: "", gatewayResponseCode: "" } as const;
-const STOPPED: Settlement = {
-  ...NOTHING,
-  status: "FRAUD_DETECTED",
-  attemptState: "NOT_EXECUTED",
-  failureReason: "Payment declined for security reasons",
-};
-
-/** What the gateway decided. Undefined where it took another amount than asked: that needs a person, not a guess. */
-function fromResult(result: Captured | Declined, asked: GatewayMoney): Settlement | undefined {
-  if (result.outcome === "declined") {
-    const { reason, responseCode } = result;
-    return {
-      ...NOTHING,
-      attemptState: "DECLINED",
-      gatewayResponseCode: responseCode,
-      failureReason: `Payment declined: ${reason}`,
-    };
-  }
-  const { captured, transactionId, responseCode } = result;
-  if (captured.currency !== asked.currency || captured.minor !== asked.minor) return undefined;
-  return {
-    status: "COMPLETED",
-    attemptState: "CAPTURED",
-    gatewayTransactionId: transactionId,
-    gatewayResponseCode: responseCode,
-    failureReason: "",
+  const createTime = deps.clock.now();
+  const asked: NewPayment = {
+    id: uuidv7(),
+    customerId,
+    orderId: orderId || null,
+    createdBy: userId,
+    requestId,
+    requestHash: requestHash({ customerId, orderId, currency: amount.currency, nanos: String(amount.nanos), card }),
+    amount,
+    card,
+    createTime,
+    leaseExpireTime: new Date(createTime.getTime() + LEASE_MS),
+    // Not before the lease ends: until then the sweep would find it taken.
+    checkTime: new Date(createTime.getTime() + LEASE_MS + FIRST_CHECK_MS),
+    attemptId: uuidv7(),
+    gateway: deps.gateways.primary.name,
   };
+  const recorded = await deps.payments.record(asked, deadline);
+  if (recorded.outcome === "RECORDED") return carryOut(deps, firstOf(asked), deadline);
+  if (!("paymentId" in recorded)) throw refusal(recorded, asked);
+
+  const found = await deps.payments.findUndertaking(recorded.paymentId);
+  if (found === undefined) throw notFound("Payment", recorded.paymentId);
+  return recorded.outcome === "TAKEN_OVER" ? carryOut(deps, found, deadline) : found.payment;
 }
 
-/** A failure that is proved for every send of the reference: one send that did nothing proves nothing of an earlier one. */
-function fromProof(answer: Exclude<ChargeAnswer, { kind: "executed" }>, fresh: boolean): Settlement | undefined {
-  if (answer.kind !== "not_executed" || !(fresh || answer.proves === "reference")) return undefined;
-  return { ...NOTHING, attemptState: "NOT_EXECUTED", failureReason: failureOf(answer) };
+/** What has just been recorded, as the database has it. */
+function firstOf(asked: NewPayment) {
+  const { id, customerId, orderId, amount, card, createTime } = asked;
+  const payment: Payment = {
+    ...{ id, customerId, orderId, amount, card, createTime },
+    status: "PENDING",
+    riskLevel: null,
+    riskFactors: [],
+    gateway: "",
+    gatewayTransactionId: "",
+    gatewayResponseCode: "",
+    failureReason: "",
+    refundedAmount: { currency: amount.currency, nanos: 0n },
+    processTime: null,
+  };
+  const attempt = {
+    id: asked.attemptId,
+    paymentId: id,
+    number: 1 as const,
+    gateway: asked.gateway,
+    gatewayReference: "",
+    state: "CREATED" as const,
+    createTime,
+  };
+  return { payment, attempts: [attempt] };
 }
 
-function failureOf(answer: ChargeAnswer): string {
-  if (answer.kind === "unknown" && answer.cause === "timeout") return "Gateway timeout";
-  return answer.kind === "not_executed" || answer.kind === "unknown"
-    ? `Gateway error: ${answer.cause}`
-    : "Gateway error";
+function refusal(
+  { outcome, detail }: RecordRefusal,
+  { requestId, orderId, customerId, amount }: NewPayment,
+): DomainError {
+  const because = (reason: string, message: string) => new DomainError("precondition", reason, message);
+  switch (outcome) {
+    case "IN_PROGRESS": {
+      const message = `The request ${requestId} is still being carried out; ask again shortly`;
+      return new DomainError("conflict", "REQUEST_IN_PROGRESS", message, { retryAfterMs: 1_000 });
+    }
+    case "REQUEST_ID_REUSED":
+      return requestIdReused(requestId);
+    case "ORDER_NOT_FOUND":
+      return notFound("Order", orderId ?? "");
+    case "CUSTOMER_INACTIVE":
+      return because(outcome, `There is no active customer ${customerId}`);
+    case "ORDER_STATUS":
+      return because("ORDER_NOT_PAYABLE", `Cannot pay order with status: ${detail}`);
+    case "ORDER_PAYMENT_STATE":
+      return because("ORDER_NOT_PAYABLE", `Cannot pay order with payment state: ${detail}`);
+    case "ORDER_EXPIRED":
+      return because("ORDER_NOT_PAYABLE", "Cannot pay order: the time to pay it has passed");
+    case "AMOUNT_MISMATCH":
+      return because(outcome, `The order's total is ${totalOf(detail)}, not ${formatMoney(amount)}`);
+  }
+}
+
+/** "47.480 USD", as the database writes it, with the currency's own decimals. */
+function totalOf(detail: string): string {
+  const [amount = "0", currency = ""] = detail.split(" ");
+  return formatMoney(fromDecimal(currency, amount));
 }

@@ -1,280 +1,424 @@
-import type { Transaction } from "sequelize";
-import type { Database } from "../db/database.ts";
-import { inTransaction } from "../db/transaction.ts";
-import { DomainError, notFound, requestIdReused } from "../errors.ts";
-import { equals, formatMoney, fromDecimal, toDecimal } from "../money.ts";
-import type { OrderStore, PayableOrder } from "../orders/store.ts";
-import type { GatewayName } from "./gateways/gateway.ts";
-import type { NewPayment, Payment, Settlement } from "./payment.ts";
+import { v7 as uuidv7 } from "uuid";
+import { Batcher } from "../db/batcher.ts";
+import { type Database, isAway } from "../db/database.ts";
+import { retrying } from "../db/transaction.ts";
+import { fromDecimal, type Money, toDecimal } from "../money.ts";
+import type { Attempt, NewPayment, Payment, RiskLevel, Settlement } from "./payment.ts";
+
+/** Why a payment was not recorded. */
+export type RecordRefusal =
+  | {
+      readonly outcome:
+        | "IN_PROGRESS"
+        | "REQUEST_ID_REUSED"
+        | "ORDER_NOT_FOUND"
+        | "CUSTOMER_INACTIVE"
+        | "ORDER_EXPIRED"
+        | "AMOUNT_MISMATCH";
+      /** With AMOUNT_MISMATCH: the order's total, as a sentence has it. */
+      readonly detail: string;
+    }
+  | { readonly outcome: "ORDER_STATUS" | "ORDER_PAYMENT_STATE"; readonly detail: string };
+
+export type RecordOutcome =
+  | { readonly outcome: "RECORDED" }
+  | { readonly outcome: "REPEATED" | "TAKEN_OVER"; readonly paymentId: string }
+  | RecordRefusal;
+
+/** A verdict of the fraud check, to be kept before anything is charged. */
+export interface Screening {
+  readonly paymentId: string;
+  readonly riskLevel: RiskLevel;
+  readonly riskFactors: readonly string[];
+}
+
+/** What became of a payment by a settlement. */
+export interface Settled {
+  readonly payment: Payment;
+  /** The attempt took money that is not kept: it goes back. */
+  readonly reversing: boolean;
+}
+
+/** A payment with its attempts, the first one first. */
+export interface Undertaking {
+  readonly payment: Payment;
+  readonly attempts: readonly Attempt[];
+}
+
+/** A charge that has to go back. */
+export interface Reversal {
+  readonly attemptId: string;
+  readonly paymentId: string;
+  readonly gateway: Attempt["gateway"];
+  readonly transactionId: string;
+  readonly captured: Money;
+  /** The gateway's idempotency key of giving it back. */
+  readonly key: string;
+  /** How often it was tried, this time included. */
+  readonly checks: number;
+}
+
+interface ReversalRow {
+  readonly id: string;
+  readonly payment_id: string;
+  readonly gateway: Attempt["gateway"];
+  readonly transaction_id: string;
+  readonly captured_amount: string;
+  readonly reversal_id: string;
+  readonly checks: number;
+  readonly currency: string;
+}
 
 interface PaymentRow {
   readonly id: string;
   readonly customer_id: string;
   readonly order_id: string | null;
-  readonly request_hash: Buffer;
   readonly currency: string;
   readonly amount: string;
   readonly status: Payment["status"];
   readonly card_token: string;
   readonly billing_country: string;
+  readonly risk_level: RiskLevel | null;
+  readonly risk_factors: string[];
   readonly gateway: Payment["gateway"];
   readonly gateway_transaction_id: string;
   readonly gateway_response_code: string;
   readonly failure_reason: string;
+  readonly refunded_amount: string;
   readonly create_time: Date;
   readonly process_time: Date | null;
 }
 
-/** One charge that a gateway is asked for; its id is the idempotency key. */
-export interface Attempt {
+interface AttemptRow {
   readonly id: string;
-  readonly gateway: GatewayName;
-  /** Whether it was never sent before, so that one send's proof is proof for the attempt. */
-  readonly fresh: boolean;
+  readonly payment_id: string;
+  readonly number: 1 | 2;
+  readonly gateway: Attempt["gateway"];
+  readonly gateway_reference: string;
+  readonly state: Attempt["state"];
+  readonly create_time: Date;
 }
 
-/** A payment that this process may carry out until its lease ends; without an attempt it is somebody else's or over. */
-export interface Recorded {
-  readonly payment: Payment;
-  readonly attempt?: Attempt;
-}
+const PAYMENT = `p.id, p.customer_id, p.order_id, p.currency, p.amount, p.status, p.card_token, p.billing_country,
+       p.risk_level, p.risk_factors, p.gateway, p.gateway_transaction_id, p.gateway_response_code, p.failure_reason,
+       p.refunded_amount, p.create_time, p.process_time`;
+const ATTEMPT = "a.id, a.payment_id, a.number, a.gateway, a.gateway_reference, a.state, a.create_time";
 
-const COLUMNS = `id, customer_id, order_id, request_hash, currency, amount, status, card_token, billing_country, gateway,
-       gateway_transaction_id, gateway_response_code, failure_reason, create_time, process_time`;
+const FIND = { name: "find-payments", text: `SELECT ${PAYMENT} FROM payments p WHERE p.id = ANY ($1)` };
+const RECORD = {
+  name: "record-payments",
+  text: `SELECT outcome, payment_id, detail
+           FROM record_payments($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
+};
+const SETTLE = {
+  name: "settle-payments",
+  text: `SELECT s.reversing, ${PAYMENT}
+           FROM settle_payments($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) s
+          CROSS JOIN LATERAL (SELECT (s.settled).*) p`,
+};
+const SCREEN = {
+  name: "screen-payments",
+  text: `UPDATE payments SET risk_level = s.level, risk_factors = ARRAY(SELECT json_array_elements_text(s.factors))
+           FROM unnest($1::uuid[], $2::text[], $3::json[]) s (id, level, factors)
+          WHERE payments.id = s.id AND payments.status = 'PENDING' AND payments.risk_level IS NULL`,
+};
 
-/** All SQL about payments. Rows are locked in one order everywhere: orders, payments, attempts. */
+const BATCH = { maxBatch: 32, maxLanes: 2, maxWaiting: 5_000, isShared: isAway };
+
+/** All SQL about payments and the attempts to charge them. Rows are locked in one order everywhere: orders, payments. */
 export class PaymentStore {
   readonly #db: Database;
-  readonly #orders: OrderStore;
+  readonly #recording: Batcher<NewPayment, RecordOutcome>;
+  readonly #screening: Batcher<Screening, undefined>;
+  readonly #settling: Batcher<Settlement & { readonly settleTime: Date }, Settled>;
+  readonly #finding: Batcher<string, Payment | undefined>;
 
-  constructor(db: Database, orders: OrderStore) {
+  constructor(db: Database) {
     this.#db = db;
-    this.#orders = orders;
+    this.#recording = new Batcher({
+      ...BATCH,
+      run: (payments) => this.recordAll(payments),
+      keyOf: ({ createdBy, requestId }) => `${createdBy}/${requestId}`,
+    });
+    this.#screening = new Batcher({ ...BATCH, run: (screenings) => this.#screenAll(screenings) });
+    this.#settling = new Batcher({ ...BATCH, run: (settlements) => this.#settleAll(settlements) });
+    this.#finding = new Batcher({ ...BATCH, maxBatch: 64, run: (ids) => this.#findAll(ids) });
   }
 
-  async find(id: string): Promise<Payment | undefined> {
-    const [row] = await this.#db.query<PaymentRow>(
-      { name: "find-payment", text: `SELECT ${COLUMNS} FROM payments WHERE id = $1` },
-      [id],
-    );
-    return row && toPayment(row);
+  /** Reads one payment, together with those that are read at the same time. `deadline` is in epoch milliseconds. */
+  find(id: string, deadline: number): Promise<Payment | undefined> {
+    return this.#finding.submit(id, deadline);
   }
 
-  /**
-   * Records a payment and its first attempt, and marks its order as being paid, in one transaction. A request that was
-   * recorded before gives the payment as it is now, with its attempt when nobody carries it out any more.
-   * @throws DomainError REQUEST_ID_REUSED, ORDER_NOT_FOUND, ORDER_NOT_PAYABLE, AMOUNT_MISMATCH, CUSTOMER_INACTIVE
-   */
-  async record(payment: NewPayment, attempt: Attempt, leaseExpireTime: Date): Promise<Recorded> {
-    const rerunOn = ["payments_request_key"];
-    return inTransaction(
-      this.#db,
-      async (transaction) => {
-        // The look comes after the lock: a twin of this request that had the order first is committed and seen by now.
-        const order =
-          payment.orderId === null ? undefined : await this.#orders.lockForPayment(payment.orderId, transaction);
-        const known = await this.#findByRequest(payment, transaction);
-        if (known !== undefined) return this.#takeOver(known, payment, leaseExpireTime, transaction);
+  /** Records one payment, together with those that wait at the same time. `deadline` is in epoch milliseconds. */
+  record(payment: NewPayment, deadline: number): Promise<RecordOutcome> {
+    return this.#recording.submit(payment, deadline);
+  }
 
-        if (payment.orderId !== null) requirePayable(order, payment);
-        await this.#requireActive(payment.customerId, transaction);
-        await this.#insert(payment, attempt, leaseExpireTime, transaction);
-        if (order !== undefined)
-          await this.#orders.setPaymentState(order.id, "PENDING", payment.createTime, transaction);
-        return { payment: toNewPayment(payment), attempt };
-      },
+  /** Keeps a verdict, together with others. What was recorded is carried out: it has no deadline. */
+  async screen(screening: Screening): Promise<void> {
+    await this.#screening.submit(screening, Number.POSITIVE_INFINITY);
+  }
+
+  /** Ends an attempt, and its payment where it says so, together with others. */
+  settle(settlement: Settlement, settleTime: Date): Promise<Settled> {
+    return this.#settling.submit({ ...settlement, settleTime }, Number.POSITIVE_INFINITY);
+  }
+
+  /** Records a batch in one round trip and one commit; see the migration of record_payments. */
+  async recordAll(payments: readonly NewPayment[]): Promise<RecordOutcome[]> {
+    const values = [
+      payments.map(({ id }) => id),
+      payments.map(({ customerId }) => customerId),
+      payments.map(({ orderId }) => orderId),
+      payments.map(({ createdBy }) => createdBy),
+      payments.map(({ requestId }) => requestId),
+      payments.map((payment) => payment.requestHash),
+      payments.map(({ amount }) => amount.currency),
+      payments.map(({ amount }) => toDecimal(amount)),
+      payments.map(({ card }) => card.token),
+      payments.map(({ card }) => card.billingCountry),
+      payments.map(({ attemptId }) => attemptId),
+      payments.map(({ gateway }) => gateway),
+      payments.map(({ createTime }) => createTime),
+      payments.map(({ leaseExpireTime }) => leaseExpireTime),
+      payments.map(({ checkTime }) => checkTime),
+    ];
+    const rerunOn = ["payments_request_key", "payments_one_per_order"];
+    const rows = await retrying(
+      () =>
+        this.#db.query<{ outcome: RecordOutcome["outcome"]; payment_id: string; detail: string | null }>(
+          RECORD,
+          values,
+        ),
       { rerunOn },
     );
+    return rows.map(({ outcome, payment_id: paymentId, detail }) =>
+      outcome === "RECORDED"
+        ? { outcome }
+        : outcome === "REPEATED" || outcome === "TAKEN_OVER"
+          ? { outcome, paymentId }
+          : { outcome, detail: detail ?? "" },
+    );
+  }
+
+  /** A payment with its attempts. */
+  async findUndertaking(id: string): Promise<Undertaking | undefined> {
+    const [payment] = await this.#findAll([id]);
+    if (payment === undefined) return undefined;
+    return { payment, attempts: (await this.#attemptsOf([id])).map(toAttempt) };
   }
 
   /**
-   * Ends a PENDING payment and moves its order, in one transaction. A payment that is over already stays as it is.
-   * @returns the payment as it is then.
+   * Takes payments that are due and carried out by nobody, at most `limit`, until `leaseExpireTime`. Each is looked after
+   * again later and later, as `nextCheckTime` says for the number of times it was looked after.
    */
-  async settle({ id, orderId }: Payment, attempt: Attempt, settlement: Settlement, now: Date): Promise<Payment> {
-    return inTransaction(this.#db, async (transaction) => {
-      if (orderId !== null) await this.#orders.lockForPayment(orderId, transaction);
-      const { status, attemptState, gatewayTransactionId, gatewayResponseCode, failureReason } = settlement;
-      const [settled] = await this.#db.query<PaymentRow>(
-        {
-          name: "settle-payment",
-          text: `UPDATE payments
-                    SET status = $2, gateway = $3, gateway_transaction_id = $4, gateway_response_code = $5,
-                        failure_reason = $6, process_time = $7, lease_expire_time = NULL
-                  WHERE id = $1 AND status = 'PENDING' RETURNING ${COLUMNS}`,
-        },
-        [
-          id,
-          status,
-          status === "FRAUD_DETECTED" ? "" : attempt.gateway,
-          gatewayTransactionId,
-          gatewayResponseCode,
-          failureReason,
-          now,
-        ],
-        transaction,
-      );
-      if (settled === undefined) return this.#findIn(id, transaction);
-
-      await this.#db.query(
-        {
-          name: "settle-attempt",
-          text: `UPDATE payment_attempts SET state = $2, transaction_id = $3, response_code = $4, update_time = $5
-                  WHERE id = $1`,
-        },
-        [attempt.id, attemptState, gatewayTransactionId, gatewayResponseCode, now],
-        transaction,
-      );
-      const to = status === "COMPLETED" ? "PAID" : "UNPAID";
-      if (orderId !== null) await this.#orders.setPaymentState(orderId, to, now, transaction);
-      return toPayment(settled);
-    });
+  async takeDue(
+    now: Date,
+    leaseExpireTime: Date,
+    nextCheckTime: (checks: number) => Date,
+    maxChecks: number,
+    limit: number,
+  ): Promise<(Undertaking & { readonly checks: number })[]> {
+    const times = Array.from({ length: maxChecks + 1 }, (_, checks) => nextCheckTime(checks));
+    const taken = await this.#db.query<PaymentRow & { checks: number }>(
+      {
+        name: "take-due-payments",
+        text: `UPDATE payments p
+                  SET lease_expire_time = $2, checks = p.checks + 1,
+                      check_time = ($3::timestamptz[])[least(p.checks, $4) + 1]
+                WHERE p.id IN (
+                      SELECT id FROM payments
+                       WHERE check_time <= $1 AND (lease_expire_time IS NULL OR lease_expire_time <= $1)
+                       ORDER BY check_time LIMIT $5 FOR UPDATE SKIP LOCKED)
+               RETURNING ${PAYMENT}, p.checks`,
+      },
+      [now, leaseExpireTime, times, maxChecks, limit],
+    );
+    const attempts = await this.#attemptsOf(taken.map(({ id }) => id));
+    return taken.map((row) => ({
+      payment: toPayment(row),
+      attempts: attempts.filter(({ payment_id }) => payment_id === row.id).map(toAttempt),
+      checks: row.checks,
+    }));
   }
 
-  /** Notes that nobody knows what became of an attempt, and lets the next one who asks look after it. */
-  async leaveUnknown({ id }: Payment, attempt: Attempt, now: Date): Promise<Payment> {
+  /** Keeps the gateway's own id of an attempt, before any money can move. */
+  async rememberReference(attemptId: string, gatewayReference: string): Promise<void> {
+    await this.#db.query(
+      {
+        name: "remember-attempt-reference",
+        text: "UPDATE payment_attempts SET gateway_reference = $2 WHERE id = $1",
+      },
+      [attemptId, gatewayReference],
+    );
+  }
+
+  /**
+   * Begins the backup's attempt of a payment that is still wanted, after the proof that the first one did nothing.
+   * @returns undefined when it is not wanted any more, or was begun already.
+   */
+  async beginBackup(payment: Payment, gateway: Attempt["gateway"], now: Date): Promise<Attempt | undefined> {
+    const [row] = await this.#db.query<AttemptRow>(
+      {
+        name: "begin-backup-attempt",
+        text: `INSERT INTO payment_attempts AS a (id, payment_id, number, gateway, create_time, update_time)
+               SELECT $2, p.id, 2, $3, $4, $4
+                 FROM payments p
+                 JOIN payment_attempts first ON first.payment_id = p.id AND first.number = 1
+                 LEFT JOIN orders o ON o.id = p.order_id
+                WHERE p.id = $1 AND p.status = 'PENDING' AND first.state IN ('NOT_EXECUTED', 'VOIDED')
+                  AND (o.id IS NULL OR (o.payment_state = 'PENDING' AND o.status <> 'CANCELLED'))
+               ON CONFLICT (payment_id, number) DO NOTHING
+               RETURNING ${ATTEMPT}`,
+      },
+      [payment.id, uuidv7(), gateway, now],
+    );
+    return row && toAttempt(row);
+  }
+
+  /** Notes that nobody knows what became of an attempt, and lets the next one who asks look after it at `checkTime`. */
+  async leaveUnknown(payment: Payment, attempt: Attempt, now: Date, checkTime: Date): Promise<Payment> {
     const [row] = await this.#db.query<PaymentRow>(
       {
         name: "leave-payment-unknown",
         text: `WITH attempt AS (
-                 UPDATE payment_attempts SET state = 'UNKNOWN', update_time = $3 WHERE id = $2 AND state = 'CREATED')
-               UPDATE payments SET gateway = $4, lease_expire_time = NULL
-                WHERE id = $1 AND status = 'PENDING' RETURNING ${COLUMNS}`,
+                 UPDATE payment_attempts SET state = 'UNKNOWN', update_time = $3
+                  WHERE id = $2 AND state = 'CREATED')
+               UPDATE payments p SET gateway = $4, lease_expire_time = NULL, check_time = least(p.check_time, $5)
+                WHERE p.id = $1 AND p.status = 'PENDING' RETURNING ${PAYMENT}`,
       },
-      [id, attempt.id, now, attempt.gateway],
+      [payment.id, attempt.id, now, attempt.gateway, checkTime],
     );
-    return row === undefined ? this.#findIn(id) : toPayment(row);
+    if (row !== undefined) return toPayment(row);
+    const [now_] = await this.#findAll([payment.id]);
+    return now_ ?? payment;
   }
 
-  async #findByRequest(
-    { createdBy, requestId }: NewPayment,
-    transaction: Transaction,
-  ): Promise<PaymentRow | undefined> {
-    const [row] = await this.#db.query<PaymentRow>(
+  /** Takes charges that have to go back and are due, at most `limit`; each is due again later and later. */
+  async takeReversals(now: Date, firstPauseMs: number, maxPauseMs: number, limit: number): Promise<Reversal[]> {
+    const rows = await this.#db.query<ReversalRow>(
       {
-        name: "find-payment-by-request",
-        text: `SELECT ${COLUMNS} FROM payments WHERE created_by = $1 AND request_id = $2`,
+        name: "take-reversals",
+        text: `UPDATE payment_attempts a
+                  SET checks = a.checks + 1,
+                      check_time = $1::timestamptz
+                        + least($2::float8 * 2 ^ least(a.checks, 30), $3::float8) * interval '1 millisecond'
+                 FROM payments p
+                WHERE p.id = a.payment_id AND a.id IN (
+                      SELECT id FROM payment_attempts WHERE check_time <= $1 ORDER BY check_time LIMIT $4
+                         FOR UPDATE SKIP LOCKED)
+               RETURNING a.id, a.payment_id, a.gateway, a.transaction_id, a.captured_amount, a.reversal_id, a.checks,
+                         p.currency`,
       },
-      [createdBy, requestId],
-      transaction,
+      [now, firstPauseMs, maxPauseMs, limit],
     );
-    return row;
+    return rows.map(toReversal);
   }
 
-  async #takeOver(
-    row: PaymentRow,
-    asked: NewPayment,
-    leaseExpireTime: Date,
-    transaction: Transaction,
-  ): Promise<Recorded> {
-    if (!row.request_hash.equals(asked.requestHash)) throw requestIdReused(asked.requestId);
-    const payment = toPayment(row);
-    if (payment.status !== "PENDING") return { payment };
-    const [attempt] = await this.#db.query<Omit<Attempt, "fresh">>(
-      {
-        name: "take-over-payment",
-        text: `WITH taken AS (
-                 UPDATE payments SET lease_expire_time = $3
-                  WHERE id = $1 AND status = 'PENDING' AND (lease_expire_time IS NULL OR lease_expire_time <= $2)
-                 RETURNING id)
-               SELECT a.id, a.gateway FROM payment_attempts a JOIN taken ON taken.id = a.payment_id
-                ORDER BY a.create_time DESC, a.id DESC LIMIT 1`,
-      },
-      [payment.id, asked.createTime, leaseExpireTime],
-      transaction,
-    );
-    if (attempt === undefined) throw inProgress(asked.requestId);
-    return { payment, attempt: { ...attempt, fresh: false } };
-  }
-
-  async #insert(payment: NewPayment, attempt: Attempt, leaseExpireTime: Date, transaction: Transaction): Promise<void> {
-    const { id, customerId, orderId, createdBy, requestId, requestHash, amount, card, createTime } = payment;
+  /** Notes that a charge was given back, and writes the movement to the ledger, once. */
+  async finishReversal(attemptId: string, now: Date): Promise<void> {
     await this.#db.query(
       {
-        name: "insert-payment",
-        text: `WITH payment AS (
-                 INSERT INTO payments (id, customer_id, order_id, created_by, request_id, request_hash, currency, amount,
-                                       card_token, billing_country, create_time, lease_expire_time)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING id)
-               INSERT INTO payment_attempts (id, payment_id, gateway, create_time, update_time)
-               SELECT $13, id, $14, $11, $11 FROM payment`,
+        name: "finish-reversal",
+        text: `WITH reversed AS (
+                 UPDATE payment_attempts SET state = 'REVERSED', check_time = NULL, update_time = $2
+                  WHERE id = $1 AND state = 'REVERSING'
+                 RETURNING id, payment_id, gateway, captured_amount)
+               INSERT INTO ledger_entries (movement_id, kind, account, side, payment_id, currency, amount, create_time)
+               SELECT r.id, 'REVERSAL', e.account, e.side, p.id, p.currency, r.captured_amount, $2
+                 FROM reversed r JOIN payments p ON p.id = r.payment_id
+                CROSS JOIN LATERAL (VALUES ('REVENUE', 'DEBIT'), ('CUSTOMER', 'CREDIT'), ('CUSTOMER', 'DEBIT'),
+                                           ('GATEWAY:' || r.gateway, 'CREDIT')) e (account, side)`,
       },
-      [
-        ...[id, customerId, orderId, createdBy, requestId, requestHash, amount.currency, toDecimal(amount), card.token],
-        ...[card.billingCountry, createTime, leaseExpireTime, attempt.id, attempt.gateway],
-      ],
-      transaction,
+      [attemptId, now],
     );
   }
 
-  async #requireActive(customerId: string, transaction: Transaction): Promise<void> {
-    const [active] = await this.#db.query(
-      { name: "find-active-customer", text: "SELECT 1 FROM users WHERE id = $1 AND delete_time IS NULL" },
-      [customerId],
-      transaction,
+  async #screenAll(screenings: readonly Screening[]): Promise<undefined[]> {
+    await this.#db.query(SCREEN, [
+      screenings.map(({ paymentId }) => paymentId),
+      screenings.map(({ riskLevel }) => riskLevel),
+      screenings.map(({ riskFactors }) => JSON.stringify(riskFactors)),
+    ]);
+    return screenings.map(() => undefined);
+  }
+
+  async #settleAll(settlements: readonly (Settlement & { readonly settleTime: Date })[]): Promise<Settled[]> {
+    const values = [
+      settlements.map(({ paymentId }) => paymentId),
+      settlements.map(({ attemptId }) => attemptId),
+      settlements.map(({ verdict }) => verdict ?? null),
+      settlements.map(({ attemptState }) => attemptState),
+      settlements.map(({ captured }) => captured && toDecimal(captured)),
+      settlements.map(({ transactionId }) => transactionId),
+      settlements.map(({ responseCode }) => responseCode),
+      settlements.map(({ failureReason }) => failureReason),
+      settlements.map(() => uuidv7()),
+      settlements.map(({ settleTime }) => settleTime),
+    ];
+    const rows = await retrying(() => this.#db.query<PaymentRow & { reversing: boolean }>(SETTLE, values));
+    return rows.map((row) => ({ payment: toPayment(row), reversing: row.reversing }));
+  }
+
+  async #findAll(ids: readonly string[]): Promise<(Payment | undefined)[]> {
+    const rows = await this.#db.query<PaymentRow>(FIND, [[...new Set(ids)]]);
+    const payments = new Map(rows.map((row) => [row.id, toPayment(row)]));
+    return ids.map((id) => payments.get(id));
+  }
+
+  async #attemptsOf(paymentIds: readonly string[]): Promise<AttemptRow[]> {
+    return this.#db.query<AttemptRow>(
+      {
+        name: "find-attempts",
+        text: `SELECT ${ATTEMPT} FROM payment_attempts a WHERE a.payment_id = ANY ($1) ORDER BY a.number`,
+      },
+      [paymentIds],
     );
-    if (active === undefined) {
-      throw new DomainError("precondition", "CUSTOMER_INACTIVE", `There is no active customer ${customerId}`);
-    }
   }
-
-  async #findIn(id: string, transaction?: Transaction): Promise<Payment> {
-    const statement = { name: "find-payment", text: `SELECT ${COLUMNS} FROM payments WHERE id = $1` };
-    const [row] = await this.#db.query<PaymentRow>(statement, [id], transaction);
-    if (row === undefined) throw notFound("Payment", id);
-    return toPayment(row);
-  }
-}
-
-function requirePayable(order: PayableOrder | undefined, payment: NewPayment): void {
-  const { customerId, createTime, amount } = payment;
-  if (order === undefined || order.customerId !== customerId) throw notFound("Order", payment.orderId ?? "");
-  const { status, paymentState, totalAmount, expireTime } = order;
-  const refuse = (reason: string, message: string) => new DomainError("precondition", reason, message);
-  if (status !== "PENDING" && status !== "CONFIRMED") {
-    throw refuse("ORDER_NOT_PAYABLE", `Cannot pay order with status: ${status}`);
-  }
-  if (paymentState !== "UNPAID") {
-    throw refuse("ORDER_NOT_PAYABLE", `Cannot pay order with payment state: ${paymentState}`);
-  }
-  if (status === "PENDING" && expireTime !== null && expireTime <= createTime) {
-    throw refuse("ORDER_NOT_PAYABLE", "Cannot pay order: the time to pay it has passed");
-  }
-  if (!equals(totalAmount, amount)) {
-    throw refuse("AMOUNT_MISMATCH", `The order's total is ${formatMoney(totalAmount)}, not ${formatMoney(amount)}`);
-  }
-}
-
-function inProgress(requestId: string): DomainError {
-  const message = `The request ${requestId} is still being carried out; ask again shortly`;
-  return new DomainError("conflict", "REQUEST_IN_PROGRESS", message, { retryAfterMs: 1_000 });
-}
-
-function toNewPayment({ createdBy: _, requestId: __, requestHash: ___, ...payment }: NewPayment): Payment {
-  return {
-    ...payment,
-    status: "PENDING",
-    gateway: "",
-    gatewayTransactionId: "",
-    gatewayResponseCode: "",
-    failureReason: "",
-    processTime: null,
-  };
 }
 
 function toPayment(row: PaymentRow): Payment {
+  const money = (amount: string): Money => fromDecimal(row.currency, amount);
   return {
     id: row.id,
     customerId: row.customer_id,
     orderId: row.order_id,
-    amount: fromDecimal(row.currency, row.amount),
+    amount: money(row.amount),
     status: row.status,
     card: { token: row.card_token, billingCountry: row.billing_country },
+    riskLevel: row.risk_level,
+    riskFactors: row.risk_factors,
     gateway: row.gateway,
     gatewayTransactionId: row.gateway_transaction_id,
     gatewayResponseCode: row.gateway_response_code,
     failureReason: row.failure_reason,
+    refundedAmount: money(row.refunded_amount),
     createTime: row.create_time,
     processTime: row.process_time,
+  };
+}
+
+function toReversal(row: ReversalRow): Reversal {
+  return {
+    attemptId: row.id,
+    paymentId: row.payment_id,
+    gateway: row.gateway,
+    transactionId: row.transaction_id,
+    captured: fromDecimal(row.currency, row.captured_amount),
+    key: row.reversal_id,
+    checks: row.checks,
+  };
+}
+
+function toAttempt(row: AttemptRow): Attempt {
+  return {
+    id: row.id,
+    paymentId: row.payment_id,
+    number: row.number,
+    gateway: row.gateway,
+    gatewayReference: row.gateway_reference,
+    state: row.state,
+    createTime: row.create_time,
   };
 }

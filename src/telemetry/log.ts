@@ -12,7 +12,9 @@ export function createLog({ level, format }: LogOptions, destination?: Destinati
   const forPerson = (format ?? (process.stdout.isTTY ? "pretty" : "json")) === "pretty";
   const stream =
     destination ??
-    (forPerson ? pretty({ sync: true, singleLine: true, ignore: "pid,hostname" }) : pino.destination({ fd: 1, sync: true }));
+    (forPerson
+      ? pretty({ sync: true, singleLine: true, ignore: "pid,hostname" })
+      : pino.destination({ fd: 1, sync: true }));
   return pino(
     { level, base: null, timestamp: pino.stdTimeFunctions.isoTime, redact: { paths: SECRETS, censor: "[redacted]" } },
     stream,

@@ -274,7 +274,7 @@ describe("the plans of the catalogue's and the orders' statements", function () 
       },
     );
     await expectPages(() => catalog.listProducts({ nameContains: "", showInactive: false }, PAGE), 2 * PAGE);
-    const [middle] = await sql<{ id: string }>(database, "SELECT id FROM products ORDER BY id OFFSET 15000 LIMIT 1");
+    const [middle] = await sql<{ id: string }>(database, "SELECT id FROM products ORDER BY id OFFSET 7000 LIMIT 1");
     const after = present(middle).id;
     await expectPages(() => catalog.listProducts({ nameContains: "", showInactive: true }, PAGE, after), 2 * PAGE);
   });

@@ -15,7 +15,7 @@ import { readConfig } from "../../src/config.ts";
 import type { Deps } from "../../src/deps.ts";
 import { runDueJobs } from "../../src/jobs/worker.ts";
 import type { Mail } from "../../src/mail/mail.ts";
-import type { Gateway } from "../../src/payments/gateways/gateway.ts";
+import type { Gateways } from "../../src/payments/gateways/gateways.ts";
 import { createSandboxGateway } from "../../src/payments/gateways/sandbox.ts";
 import { type Sandbox, startSandbox } from "../../src/payments/gateways/sandbox-server.ts";
 import { type FraudCheck, noFraudRules } from "../../src/payments/screen.ts";
@@ -30,8 +30,8 @@ const DRAIN_MS = 1_000;
 export interface TestServerOptions {
   /** Settings by their names, such as `{ RESERVATION_MINUTES: "5" }`. */
   readonly settings?: Readonly<Record<string, string>>;
-  /** Not given: a real sandbox gateway. */
-  readonly gateway?: Gateway;
+  /** Not given: both gateways of a real sandbox. */
+  readonly gateways?: Gateways;
   readonly fraud?: FraudCheck;
   /** Not given: as the settings want it, which is into files. */
   readonly mail?: Mail;
@@ -65,8 +65,17 @@ export interface Clients {
 }
 
 async function startTestServer(options: TestServerOptions = {}): Promise<TestServer> {
-  // What a failed start leaves running would keep Mocha from ever ending.
-  await using started = new AsyncDisposableStack();
+  const started = new AsyncDisposableStack();
+  try {
+    return await start(options, started);
+  } catch (error) {
+    // What a failed start leaves running would keep Mocha from ever ending.
+    await started.disposeAsync();
+    throw error;
+  }
+}
+
+async function start(options: TestServerOptions, started: AsyncDisposableStack): Promise<TestServer> {
   const dataDir = await mkdtemp(join(tmpdir(), "tradepost-server-"));
   started.defer(() => rm(dataDir, { recursive: true, force: true }));
   const database = options.database ?? (await createDatabase());
@@ -81,13 +90,16 @@ async function startTestServer(options: TestServerOptions = {}): Promise<TestSer
     hangMs: 20_000,
   });
   started.defer(() => sandbox.close());
-  const gateway = options.gateway ?? createSandboxGateway({ name: "sandbox-primary", baseUrl: sandbox.url });
-  started.defer(() => gateway.close());
+  const gateways = options.gateways ?? sandboxGateways(sandbox.url);
+  started.defer(() => {
+    gateways.primary.close();
+    gateways.backup?.close();
+  });
   const config = readConfig({ NODE_ENV: "test", DATA_DIR: dataDir, RATE_LIMITS: "off", ...options.settings });
   const log = logInto(options.logTo);
   const { fraud = noFraudRules } = options;
   const parts = options.mail === undefined ? {} : { mail: options.mail };
-  const deps = await assemble({ config, log, databaseUrl: database.url, gateway, fraud, clock, ...parts });
+  const deps = await assemble({ config, log, databaseUrl: database.url, gateways, fraud, clock, ...parts });
   started.defer(() => disconnect(deps));
   started.defer(() => deps.mail.close());
   const server = await startServer(deps, { host: "127.0.0.1", port: 0 });
@@ -95,7 +107,6 @@ async function startTestServer(options: TestServerOptions = {}): Promise<TestSer
   const session = new Http2SessionManager(server.url);
   started.defer(() => session.abort());
 
-  const running = started.move();
   return {
     url: server.url,
     deps,
@@ -105,7 +116,7 @@ async function startTestServer(options: TestServerOptions = {}): Promise<TestSer
     as: (token) =>
       clientsOver(createGrpcTransport({ baseUrl: server.url, sessionManager: session, interceptors: bearing(token) })),
     runJobs: () => runDueJobs({ databaseUrl: database.url, prepared: true, handlers: jobHandlers(deps), log }),
-    stop: () => running.disposeAsync(),
+    stop: () => started.disposeAsync(),
   };
 }
 
@@ -116,6 +127,13 @@ function logInto(logTo: DestinationStream | undefined): Logger {
     ...(logTo === undefined ? [] : [{ level: "debug" as const, stream: logTo }]),
   ];
   return pino({ level: "trace" }, multistream(streams));
+}
+
+function sandboxGateways(baseUrl: string): Gateways {
+  return {
+    primary: createSandboxGateway({ name: "sandbox-primary", baseUrl }),
+    backup: createSandboxGateway({ name: "sandbox-backup", baseUrl }),
+  };
 }
 
 /** Gives the suite it is called in a server, started before its first test and stopped after its last. */

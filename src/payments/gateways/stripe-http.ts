@@ -45,6 +45,9 @@ export type StripeReply<T> =
   | NotExecuted
   | Unknown;
 
+type SdkHttpClient = NonNullable<Stripe.StripeConfig["httpClient"]>;
+type SdkHttpResponse = Awaited<ReturnType<SdkHttpClient["makeRequest"]>>;
+
 interface Call {
   readonly bounds: CallBounds;
   result?: HttpExchangeResult;
@@ -59,7 +62,7 @@ const maxTimerMs = 2_147_483_647;
  * The SDK's HTTP client. The SDK's own one sends a request again when its connection was reset, also with retries
  * off, has no bound on an answer's size, and does not tell a refused connection from a lost one.
  */
-export class StripeHttp implements Stripe.HttpClientInterface {
+export class StripeHttp implements SdkHttpClient {
   readonly #baseUrl: URL;
   readonly #agent: HttpAgent | HttpsAgent;
   readonly #calls = new AsyncLocalStorage<Call>();
@@ -96,7 +99,7 @@ export class StripeHttp implements Stripe.HttpClientInterface {
     method: string,
     headers: Record<string, string | number | string[]>,
     body: string,
-  ): Promise<Stripe.HttpClientResponseInterface> {
+  ): Promise<SdkHttpResponse> {
     const call = this.#calls.getStore();
     if (call === undefined) throw new Error("A request was made outside of a call.");
     const [pathname = "", search = ""] = path.split("?", 2);
@@ -111,7 +114,7 @@ export class StripeHttp implements Stripe.HttpClientInterface {
   }
 }
 
-class StripeHttpResponse implements Stripe.HttpClientResponseInterface {
+class StripeHttpResponse implements SdkHttpResponse {
   readonly #answer: Answered;
 
   constructor(answer: Answered) {

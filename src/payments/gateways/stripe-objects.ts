@@ -35,7 +35,7 @@ export const intentSchema = z.object({
   latest_charge: z
     .union([z.string(), z.object({ amount_refunded: amountSchema, disputed: z.boolean() })])
     .nullish()
-    .transform((charge) => (typeof charge === "object" ? charge : undefined)),
+    .transform((charge) => (typeof charge === "object" && charge !== null ? charge : undefined)),
 });
 
 export const refundSchema = z.object({

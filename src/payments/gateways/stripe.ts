@@ -126,6 +126,7 @@ class StripeGateway implements Gateway {
         ? { kind: "found", charge: { ...result, refunded: sums.refunded, disputed: sums.disputed } }
         : sums;
     }
+    if (intent.status === "succeeded") return malformed("lookup");
     const charge = result ?? undecidedState(intent);
     return charge === undefined ? { kind: "not_found" } : { kind: "found", charge };
   }
@@ -193,7 +194,7 @@ class StripeGateway implements Gateway {
         {
           amount,
           currency: money.currency.toLowerCase(),
-          payment_method_types: ["card"],
+          allowed_payment_method_types: ["card"],
           capture_method: "automatic",
           metadata: { [referenceKey]: reference },
         },
@@ -423,7 +424,7 @@ function confirmedState(intent: Intent): ChargeAnswer | undefined {
 /** The state of an intent that was not decided; undefined where it waits to be confirmed, as if it was not there. */
 function undecidedState(intent: Intent): ChargeState | undefined {
   if (intent.status === "canceled") return { outcome: "voided" };
-  const isUnderWay = ["processing", "requires_action", "requires_capture", "succeeded"].includes(intent.status);
+  const isUnderWay = ["processing", "requires_action", "requires_capture"].includes(intent.status);
   return isUnderWay ? { outcome: "pending" } : undefined;
 }
 

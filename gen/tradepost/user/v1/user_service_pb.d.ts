@@ -867,7 +867,9 @@ export declare const UserService: GenService<{
   },
   /**
    * Sets the caller's picture: PNG, JPEG or WebP by content, at most 5 MiB; kept as 512 by 512 WebP without metadata.
-   * Errors: INVALID_ARGUMENT FIELD_INVALID when it is not such a picture.
+   * Errors: INVALID_ARGUMENT FIELD_INVALID (IMAGE_INVALID on `image`) when it is not such a picture, is damaged or has
+   * more than 32 million pixels; RESOURCE_EXHAUSTED OVERLOADED when too many pictures wait; UNAVAILABLE
+   * FILES_UNAVAILABLE when it cannot be stored.
    *
    * @generated from rpc tradepost.user.v1.UserService.UploadAvatar
    */

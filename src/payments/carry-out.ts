@@ -1,0 +1,260 @@
+import type { Logger } from "pino";
+import type { Clock } from "../deps.ts";
+import { fromMinor, toMinor } from "../money.ts";
+import type { Metrics } from "../telemetry/metrics.ts";
+import type { Captured, ChargeAnswer, Declined, Gateway, GatewayMoney } from "./gateways/gateway.ts";
+import { type Gateways, gatewayNamed } from "./gateways/gateways.ts";
+import type { Attempt, Payment, Settlement } from "./payment.ts";
+import type { FraudCheck } from "./screen.ts";
+import type { PaymentStore, Undertaking } from "./store.ts";
+
+/** When the sweep looks first after a payment whose outcome is not known. */
+export const FIRST_CHECK_MS = 5_000;
+/** After the proof that the primary did nothing, the backup may be charged for so long after the request. */
+const FAILOVER_WINDOW_MS = 10 * 60_000;
+/** Gateways forget keys after 24 hours; one that is older could charge anew. */
+const MAX_KEY_AGE_MS = 23 * 60 * 60_000;
+const MAX_CHARGE_TIMEOUT_MS = 8_000;
+const MAX_QUESTION_TIMEOUT_MS = 3_000;
+const MIN_TIMEOUT_MS = 250;
+/** Time kept back from the deadline to record what came out. */
+const SETTLE_RESERVE_MS = 1_000;
+
+export interface CarryOutDeps {
+  readonly payments: PaymentStore;
+  readonly gateways: Gateways;
+  readonly fraud: FraudCheck;
+  readonly metrics: Metrics;
+  readonly clock: Clock;
+  readonly log: Logger;
+}
+
+/** What became of an attempt. A proof says that it did not execute and never will. */
+type Ending =
+  | { readonly kind: "executed"; readonly result: Captured | Declined }
+  | { readonly kind: "proof"; readonly state: "NOT_EXECUTED" | "VOIDED"; readonly reason: string }
+  | { readonly kind: "unknown" };
+
+/**
+ * Goes on with a recorded payment that is this process's by its lease: screens it if that was not done, charges it if
+ * nothing was sent yet, and otherwise asks what became of what was sent. Only proof that the primary did nothing lets
+ * the backup be charged. Without proof either way until the deadline the payment stays PENDING, for the sweep.
+ * @param deadline Epoch milliseconds until which somebody waits for the answer.
+ */
+export async function carryOut(
+  deps: CarryOutDeps,
+  { payment, attempts }: Undertaking,
+  deadline: number,
+): Promise<Payment> {
+  try {
+    const last = attempts.at(-1);
+    if (last === undefined) throw new Error(`payment ${payment.id} has no attempt`);
+    // The verdict is kept before the first charge is sent: without one nothing was ever sent.
+    const untouched = payment.riskLevel === null;
+    if (untouched) {
+      const stopped = await screen(deps, payment, last);
+      if (stopped !== undefined) return stopped;
+    }
+    return await follow(deps, payment, last, untouched, deadline);
+  } catch (error) {
+    deps.metrics.count("payment.processing_error");
+    throw error;
+  }
+}
+
+/** Keeps the verdict; a payment of high risk ends by it, before any gateway is asked. */
+async function screen(
+  { payments, fraud, metrics, clock, log }: CarryOutDeps,
+  payment: Payment,
+  attempt: Attempt,
+): Promise<Payment | undefined> {
+  const { riskLevel, riskFactors } = await fraud.check(payment);
+  await payments.screen({ paymentId: payment.id, riskLevel, riskFactors });
+  if (riskLevel !== "HIGH") return undefined;
+  log.warn({ paymentId: payment.id, customerId: payment.customerId, riskFactors }, "payment stopped as fraud");
+  metrics.count("payment.fraud_detected");
+  const reason = "Payment declined for security reasons";
+  const settlement = nothing(attempt, "NOT_EXECUTED", reason, "FRAUD_DETECTED");
+  return (await payments.settle(settlement, clock.now())).payment;
+}
+
+/** Follows one attempt to its end, and the backup's after it. */
+async function follow(
+  deps: CarryOutDeps,
+  payment: Payment,
+  attempt: Attempt,
+  fresh: boolean,
+  deadline: number,
+): Promise<Payment> {
+  const { payments, clock, log, metrics } = deps;
+  const ending = await endingOf(deps, payment, attempt, fresh, deadline);
+  if (ending.kind === "executed") return settleExecuted(deps, payment, attempt, ending.result);
+  if (ending.kind === "unknown") {
+    log.warn({ paymentId: payment.id, attemptId: attempt.id, gateway: attempt.gateway }, "payment outcome unknown");
+    const checkTime = new Date(clock.now().getTime() + FIRST_CHECK_MS);
+    return payments.leaveUnknown(payment, attempt, clock.now(), checkTime);
+  }
+
+  const backup = await beginBackup(deps, payment, attempt, ending);
+  if (backup !== undefined) return follow(deps, payment, backup, true, deadline);
+  const reason = attempt.number === 1 ? ending.reason : "Payment processing failed on all gateways";
+  if (attempt.number === 2) metrics.count("payment.backup_gateway_failed");
+  return finish(deps, payment, nothing(attempt, ending.state, reason, "FAILED"));
+}
+
+/** Records the proof, and begins the backup's attempt where there is a backup and the payment is still wanted. */
+async function beginBackup(
+  { payments, gateways, metrics, clock, log }: CarryOutDeps,
+  payment: Payment,
+  attempt: Attempt,
+  { state, reason }: Extract<Ending, { kind: "proof" }>,
+): Promise<Attempt | undefined> {
+  const now = clock.now();
+  const inTime = now.getTime() - payment.createTime.getTime() <= FAILOVER_WINDOW_MS;
+  if (attempt.number !== 1 || gateways.backup === undefined || !inTime) return undefined;
+  await payments.settle(nothing(attempt, state, reason, undefined), now);
+  const backup = await payments.beginBackup(payment, gateways.backup.name, now);
+  if (backup === undefined) return undefined;
+  metrics.count("payment.gateway_failover");
+  log.warn({ paymentId: payment.id, from: attempt.gateway, to: backup.gateway, reason }, "payment fails over");
+  return backup;
+}
+
+async function endingOf(
+  deps: CarryOutDeps,
+  payment: Payment,
+  attempt: Attempt,
+  fresh: boolean,
+  deadline: number,
+): Promise<Ending> {
+  if (attempt.state === "NOT_EXECUTED" || attempt.state === "VOIDED") {
+    return { kind: "proof", state: attempt.state, reason: "Gateway error: not executed" };
+  }
+  const gateway = gatewayNamed(deps.gateways, attempt.gateway);
+  if (gateway === undefined) return { kind: "unknown" };
+  if (!fresh) return ask(gateway, attempt, "Gateway timeout", deadline);
+
+  const tooOld = deps.clock.now().getTime() - attempt.createTime.getTime() > MAX_KEY_AGE_MS;
+  if (tooOld) return { kind: "proof", state: "NOT_EXECUTED", reason: "Gateway timeout" };
+  const answer = await charge(deps, gateway, payment, attempt, deadline);
+  if (answer.kind === "executed") return answer;
+  if (answer.kind !== "pending")
+    deps.metrics.count("payment.gateway_error", { gateway: attempt.gateway, cause: answer.cause });
+  // It was the only send there ever was of this attempt, so what is proved of it is proved of the attempt.
+  if (answer.kind === "not_executed") return { kind: "proof", state: "NOT_EXECUTED", reason: reasonOf(answer) };
+  return ask(gateway, attempt, reasonOf(answer), deadline);
+}
+
+async function charge(
+  { payments, log }: CarryOutDeps,
+  gateway: Gateway,
+  { id: paymentId, amount, card }: Payment,
+  { id: reference }: Attempt,
+  deadline: number,
+): Promise<ChargeAnswer> {
+  const answer = await gateway.charge(
+    {
+      reference,
+      amount: { currency: amount.currency, minor: toMinor(amount) },
+      paymentMethodToken: card.token,
+      remember: (gatewayReference) => payments.rememberReference(reference, gatewayReference),
+    },
+    // Half of the time that is left: the other half is for asking, and for the backup.
+    { timeoutMs: timeoutOf(deadline, MAX_CHARGE_TIMEOUT_MS, 0.5) },
+  );
+  if (answer.kind !== "executed")
+    log.warn({ paymentId, reference, gateway: gateway.name, answer }, "gateway did not charge");
+  return answer;
+}
+
+/** Asks what became of an attempt that may have been sent; what the gateway does not have is made impossible. */
+async function ask(gateway: Gateway, attempt: Attempt, reason: string, deadline: number): Promise<Ending> {
+  const { id: reference, gatewayReference } = attempt;
+  const named = { reference, ...(gatewayReference !== "" && { gatewayReference }) };
+  const options = () => ({ timeoutMs: timeoutOf(deadline, MAX_QUESTION_TIMEOUT_MS, 0.4) });
+  const held = await gateway.lookup(named, options());
+  if (held.kind === "found") {
+    const { charge: found } = held;
+    if (found.outcome === "captured" || found.outcome === "declined") return { kind: "executed", result: found };
+    if (found.outcome === "voided") return { kind: "proof", state: "VOIDED", reason };
+  }
+  const voided = await gateway.void(named, options());
+  if (voided.kind === "executed") return voided;
+  return voided.kind === "voided" ? { kind: "proof", state: "VOIDED", reason } : { kind: "unknown" };
+}
+
+async function settleExecuted(
+  deps: CarryOutDeps,
+  payment: Payment,
+  attempt: Attempt,
+  result: Captured | Declined,
+): Promise<Payment> {
+  if (result.outcome === "declined") {
+    if (attempt.number === 2) deps.metrics.count("payment.backup_gateway_failed");
+    const declined = nothing(attempt, "DECLINED", `Payment declined: ${result.reason}`, "FAILED");
+    return finish(deps, payment, { ...declined, responseCode: result.responseCode });
+  }
+  return finish(deps, payment, captureOf(attempt, result));
+}
+
+/** How a capture settles its attempt; the database decides whether the money is kept. */
+export function captureOf(attempt: Attempt, { captured, transactionId, responseCode }: Captured): Settlement {
+  return {
+    paymentId: attempt.paymentId,
+    attemptId: attempt.id,
+    verdict: "COMPLETED",
+    attemptState: "CAPTURED",
+    captured: moneyOf(captured),
+    transactionId,
+    responseCode,
+    failureReason: "",
+  };
+}
+
+/** How an attempt that took no money settles. */
+function nothing(
+  { id: attemptId, paymentId }: Attempt,
+  attemptState: "DECLINED" | "NOT_EXECUTED" | "VOIDED",
+  failureReason: string,
+  verdict: Settlement["verdict"],
+): Settlement {
+  return {
+    ...{ paymentId, attemptId, verdict, attemptState, failureReason },
+    captured: undefined,
+    transactionId: "",
+    responseCode: "",
+  };
+}
+
+async function finish(
+  { payments, metrics, clock, log }: CarryOutDeps,
+  payment: Payment,
+  settlement: Settlement,
+): Promise<Payment> {
+  const now = clock.now();
+  const settled = await payments.settle(settlement, now);
+  const { status, gateway } = settled.payment;
+  if (settled.reversing)
+    log.error({ paymentId: payment.id, attemptId: settlement.attemptId }, "money was taken that goes back");
+  if (status === "COMPLETED") {
+    metrics.count("payment.successful", { gateway });
+    metrics.recordProcessingTime(now.getTime() - payment.createTime.getTime(), { gateway });
+  } else if (status === "FAILED") {
+    metrics.count("payment.failed", { gateway });
+  }
+  return settled.payment;
+}
+
+function moneyOf({ currency, minor }: GatewayMoney) {
+  return fromMinor(currency, minor);
+}
+
+function timeoutOf(deadline: number, maxMs: number, share: number): number {
+  const leftMs = (deadline - Date.now() - SETTLE_RESERVE_MS) * share;
+  return Math.round(Math.max(MIN_TIMEOUT_MS, Math.min(maxMs, leftMs)));
+}
+
+function reasonOf(answer: Exclude<ChargeAnswer, { kind: "executed" }>): string {
+  if (answer.kind === "pending" || answer.cause === "timeout") return "Gateway timeout";
+  return `Gateway error: ${answer.cause.replaceAll("_", " ")}`;
+}
