@@ -50,14 +50,14 @@ export default {
     forbid(
       "connect-at-the-edge",
       "Rules and stores know nothing of RPC: they throw DomainError.",
-      { path: "^src/", pathNot: ["-service\\.ts$", "^src/(server|client)/"] },
-      { path: "^@connectrpc/|/node_modules/@connectrpc/" },
+      { path: "^src/", pathNot: ["-service\\.ts$", "^src/call\\.ts$", "^src/(server|client)/"] },
+      { path: "^@connectrpc/|(^|/)node_modules/@connectrpc/" },
     ),
     forbid(
       "sql-in-stores",
       "A feature reaches the database by its store alone.",
-      { path: features, pathNot: "/store\\.ts$" },
-      { path: "(^|/node_modules/)(sequelize|pg)(/|$)" },
+      { path: features, pathNot: "[/-]store\\.ts$" },
+      { path: "^(sequelize|pg)$|(^|/)node_modules/(sequelize|pg)/" },
     ),
     forbid(
       "client-stands-alone",

@@ -6,13 +6,17 @@ import { Listener } from "./db/listen.ts";
 import { PageTokens } from "./db/page.ts";
 import type { Clock, Deps } from "./deps.ts";
 import { openFiles } from "./files/open-files.ts";
+import type { startSweep } from "./jobs/sweep.ts";
 import type { JobHandlers } from "./jobs/worker.ts";
 import type { Mail } from "./mail/mail.ts";
 import { openMail } from "./mail/open-mail.ts";
 import { CatalogStore } from "./orders/catalog-store.ts";
+import { expireOrders } from "./orders/expire-orders.ts";
 import { OrderFeed } from "./orders/order-feed.ts";
 import { OrderStore } from "./orders/store.ts";
 import type { Gateways } from "./payments/gateways/gateways.ts";
+import { reconcilePayments } from "./payments/reconcile-payments.ts";
+import { reverseCharges } from "./payments/reverse-charges.ts";
 import { type FraudCheck, noFraudRules } from "./payments/screen.ts";
 import { PaymentStore } from "./payments/store.ts";
 import { rateLimits } from "./rate-limits.ts";
@@ -30,6 +34,7 @@ import { LOCK_RULE } from "./users/locks.ts";
 import { Passwords } from "./users/passwords.ts";
 import { RefreshTokens } from "./users/refresh-tokens.ts";
 import { Revocations } from "./users/revocations.ts";
+import { cleanUpSessions } from "./users/session-cleanup.ts";
 import { SessionStore } from "./users/session-store.ts";
 import { SigningKeyStore } from "./users/signing-key-store.ts";
 import { SigningKeys } from "./users/signing-keys.ts";
@@ -130,4 +135,16 @@ export async function disconnect({
 /** The handlers of every job that a feature enqueues. */
 export function jobHandlers(deps: Deps): JobHandlers {
   return { ...accountJobs(deps), ...avatarJobs(deps) };
+}
+
+const MINUTE_MS = 60_000;
+
+/** What every feature looks for again and again, because it must happen in time. */
+export function sweeps(deps: Deps): readonly Omit<Parameters<typeof startSweep>[0], "log">[] {
+  return [
+    { name: "expire-orders", intervalMs: 1_000, run: () => expireOrders(deps) },
+    { name: "reconcile-payments", intervalMs: 1_000, run: () => reconcilePayments(deps) },
+    { name: "reverse-charges", intervalMs: 1_000, run: () => reverseCharges(deps) },
+    { name: "clean-up-sessions", intervalMs: 10 * MINUTE_MS, run: () => cleanUpSessions(deps) },
+  ];
 }

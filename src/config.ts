@@ -83,7 +83,7 @@ const settings = z.object({
   DATABASE_POOL_MAX: whole(8, 2, 100).describe("Most database connections of one process"),
   DATABASE_PREPARED: onOff.prefault("on").describe("`off` for poolers that lose prepared statements"),
   SECRET_KEY: secretKey.describe(
-    "32 bytes in base64 that encrypt signing keys and sign page tokens. Default: made once and kept in `DATA_DIR`",
+    "32 bytes in base64 behind signing keys, refresh and page tokens. Default: made once and kept in `DATA_DIR`",
   ),
   TOKEN_ISSUER: z.string().min(1).default("tradepost").describe("`iss` of access tokens"),
   TOKEN_AUDIENCE: z.string().min(1).default("tradepost").describe("`aud` of access tokens"),

@@ -95,7 +95,8 @@ async function addAccount(
   address: AddressInput | undefined,
 ): Promise<User> {
   const known = await deps.users.findByEmail(person.email);
-  const user = known ?? (await register(deps, { ...person, password: DEMO_PASSWORD, dateOfBirth: "1990-01-02" }, role));
+  const user =
+    known ?? (await register(deps, { ...person, password: DEMO_PASSWORD, dateOfBirth: "1990-01-02" }, role, true));
   if (address !== undefined && (await deps.addresses.list(user.id, 1)).length === 0) {
     await createAddress(deps, user.id, address);
   }

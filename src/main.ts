@@ -2,7 +2,7 @@
 import { constants } from "node:os";
 import { join } from "node:path";
 import type { Logger } from "pino";
-import { assemble, disconnect, jobHandlers } from "./assemble.ts";
+import { assemble, disconnect, jobHandlers, sweeps } from "./assemble.ts";
 import { type Config, readConfig } from "./config.ts";
 import { claimDataDir, prepareDataDir } from "./data-dir.ts";
 import { demoAccounts, ensureDemoData } from "./demo.ts";
@@ -11,20 +11,16 @@ import { sentenceOf } from "./faults.ts";
 import type { InstanceClaim } from "./instance.ts";
 import { startSweep } from "./jobs/sweep.ts";
 import { startWorker } from "./jobs/worker.ts";
-import { expireOrders } from "./orders/expire-orders.ts";
 import { onStopRequest, type StopReason } from "./parent.ts";
 import type { Gateways } from "./payments/gateways/gateways.ts";
 import { reachSandbox } from "./payments/gateways/reach-sandbox.ts";
 import { createSandboxGateway } from "./payments/gateways/sandbox.ts";
-import { reconcilePayments } from "./payments/reconcile-payments.ts";
-import { reverseCharges } from "./payments/reverse-charges.ts";
 import { startServer, tryAddress } from "./server/server.ts";
 import { prepareDatabase, startPostgres } from "./service-database.ts";
 import { Started } from "./started.ts";
 import { type Greeting, greeting } from "./telemetry/greeting.ts";
 import { createLog } from "./telemetry/log.ts";
 import { within } from "./time-limit.ts";
-import { cleanUpSessions } from "./users/session-cleanup.ts";
 
 /** Longer than each part's own bound, so that only a part that breaks its word is left behind. */
 const STOP_TIMEOUT_MS = 10_000;
@@ -33,11 +29,6 @@ const STOP_POSTGRES_TIMEOUT_MS = 70_000;
 const STARTING_TIMEOUT_MS = 60_000;
 /** After a fault there is no point in waiting for calls as long as a planned stop does. */
 const FAILURE_DRAIN_MS = 1_000;
-
-/** How much longer than its time an unpaid order may hold its stock. */
-const RECONCILE_INTERVAL_MS = 1_000;
-const EXPIRE_ORDERS_INTERVAL_MS = 1_000;
-const CLEAN_UP_SESSIONS_INTERVAL_MS = 10 * 60_000;
 
 /** One life of the process: it starts everything once, and ends once. */
 class Service {
@@ -151,18 +142,14 @@ class Service {
 
   /** What goes on beside the calls. */
   #startBackground(deps: Deps): void {
-    this.#sweep("expire-orders", EXPIRE_ORDERS_INTERVAL_MS, () => expireOrders(deps));
-    this.#sweep("reconcile-payments", RECONCILE_INTERVAL_MS, () => reconcilePayments(deps));
-    this.#sweep("reverse-charges", RECONCILE_INTERVAL_MS, () => reverseCharges(deps));
-    this.#sweep("clean-up-sessions", CLEAN_UP_SESSIONS_INTERVAL_MS, () => cleanUpSessions(deps));
+    const { log } = deps;
+    for (const task of sweeps(deps)) {
+      const sweep = startSweep({ ...task, log });
+      this.#started.add(`sweep ${task.name}`, () => sweep.stop(), STOP_TIMEOUT_MS);
+    }
     const { prepared } = deps.config.database;
-    const worker = startWorker({ databaseUrl: deps.db.url, prepared, handlers: jobHandlers(deps), log: deps.log });
+    const worker = startWorker({ databaseUrl: deps.db.url, prepared, handlers: jobHandlers(deps), log });
     this.#started.add("jobs", () => worker.stop(), STOP_TIMEOUT_MS);
-  }
-
-  #sweep(name: string, intervalMs: number, run: () => Promise<boolean>): void {
-    const sweep = startSweep({ name, intervalMs, run, log: this.#log });
-    this.#started.add(`sweep ${name}`, () => sweep.stop(), STOP_TIMEOUT_MS);
   }
 
   async #startGateways(): Promise<Gateways> {

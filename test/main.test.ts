@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { randomBytes } from "node:crypto";
+import { randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
@@ -56,7 +56,9 @@ describe("the service on its embedded database", function () {
   /** Nothing is left: no process of the tree, no PostgreSQL on the data, no claim, no database file. */
   async function expectNothingLeft(tree: readonly RunningProcess[]): Promise<void> {
     expect([...(await alive(tree)), ...(await processesNaming(dataDir))], "processes that are left").to.deep.equal([]);
-    expect(await readdir(dataDir), "files that are left").to.have.members(["postgres", "sandbox", "secret.key"]);
+    // Accounts that were made have mail, and that is kept.
+    const left = (await readdir(dataDir)).filter((name) => name !== "outbox");
+    expect(left, "files that are left").to.have.members(["postgres", "sandbox", "secret.key"]);
     expect(existsSync(join(dataDir, "postgres", "data", "postmaster.pid")), "PostgreSQL's lock is left").to.equal(
       false,
     );
@@ -157,6 +159,28 @@ describe("the service on its embedded database", function () {
     expect((await call(service, "order.v1.CatalogService/ListProducts")).status).to.equal(200);
   });
 
+  it("says that its address cannot be had before it starts PostgreSQL", async () => {
+    const other = await listenOn(() => {});
+    const tls = selfSignedCertificate();
+    const files = { TLS_CERT: join(folder, "cert.pem"), TLS_KEY: join(folder, "other-key.pem") };
+    await writeFile(files.TLS_CERT, tls.cert);
+    await writeFile(files.TLS_KEY, selfSignedCertificate().key);
+    const DATA_DIR = join(folder, "never");
+    for (const [settings, sentence] of [
+      [{ PORT: String(other.port) }, new RegExp(`^Port ${other.port} \\(PORT\\) is in use on 127\\.0\\.0\\.1\\. `)],
+      [{ HOST: "192.0.2.1" }, /^Host 192\.0\.2\.1 \(HOST\) is not an address of this machine\. /],
+      [files, /^The private key \(TLS_KEY\) does not belong to the certificate \(TLS_CERT\)\./],
+    ] as const) {
+      const { code, stderr } = await startService({ DATA_DIR, ...settings }).ended;
+      expect(stderr)
+        .to.match(sentence)
+        .and.match(/^[^\n]+\n$/);
+      expect(code).to.equal(1);
+      expect(await readdir(DATA_DIR)).to.deep.equal([]);
+    }
+    other.close();
+  });
+
   it("ends with one sentence when PostgreSQL ends by itself", async () => {
     const service = await run();
     const pid = Number((await readFile(join(dataDir, "postgres/data/postmaster.pid"), "utf8")).split("\n")[0]);
@@ -210,6 +234,37 @@ describe("the service on a database of its user", function () {
     await sql(database, "CREATE SCHEMA public");
     const service = await runService(await settings());
     expect((await call(service, "order.v1.CatalogService/ListProducts")).status).to.equal(200);
+  });
+
+  it("cancels an order that is not paid in time, and gives its stock back", async () => {
+    const service = await runService(await settings());
+    const { email, password } = await register(service);
+    const { accessToken } = (await call(service, "user.v1.AuthService/Login", { email, password })).body;
+    const productId = randomUUID();
+    await sql(
+      database,
+      `WITH product AS (
+         INSERT INTO products (id, name, currency, price, stock_quantity, active, create_time, update_time)
+         VALUES ($1, 'Widget', 'USD', 1, 5, true, now(), now()) RETURNING id)
+       INSERT INTO stock_movements (product_id, delta, kind, create_time) SELECT id, 5, 'INITIAL', now() FROM product`,
+      [productId],
+    );
+    const request = { requestId: randomUUID(), items: [{ productId, quantity: 2 }], awaitPayment: true };
+    const placed = await call(service, "order.v1.OrderService/CreateOrder", request, accessToken as string);
+    expect(placed.status, JSON.stringify(placed.body)).to.equal(200);
+
+    const look = async () => {
+      const [row] = await sql<{ status: string; stock: number }>(
+        database,
+        "SELECT status, (SELECT stock_quantity FROM products) AS stock FROM orders",
+      );
+      return row;
+    };
+    expect(await look()).to.deep.equal({ status: "PENDING", stock: 3 });
+    await sql(database, "UPDATE orders SET expire_time = now() - interval '1 second'");
+    await until("the order is cancelled", async () => ((await look())?.status === "PENDING" ? undefined : true));
+    expect(await look()).to.deep.equal({ status: "CANCELLED", stock: 5 });
+    expect(await service.stop()).to.include({ code: 0, stderr: "" });
   });
 
   it("greets with commands that work when they are copied, by reflection and without it", async () => {
@@ -393,8 +448,12 @@ interface Answer {
   readonly body: Record<string, unknown>;
 }
 
-async function call({ url }: ServiceProcess, rpc: string, request: object = {}): Promise<Answer> {
-  const init = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(request) };
+async function call({ url }: ServiceProcess, rpc: string, request: object = {}, token?: string): Promise<Answer> {
+  const headers = {
+    "content-type": "application/json",
+    ...(token !== undefined && { authorization: `Bearer ${token}` }),
+  };
+  const init = { method: "POST", headers, body: JSON.stringify(request) };
   const response = await fetch(`${url}/tradepost.${rpc}`, init);
   return { status: response.status, body: (await response.json()) as Record<string, unknown> };
 }

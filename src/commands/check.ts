@@ -35,16 +35,13 @@ function wantsHelp(args: readonly string[]): boolean {
 }
 
 function report(name: string, { time, rows, verdicts }: Examination): string {
-  const broken = verdicts.filter(({ breaches }) => breaches > 0);
+  const holding = verdicts.filter(({ breaches }) => breaches === 0).length;
   const counts = [...rows].map(([table, count]) => `${count.toLocaleString("en")} ${table}`);
-  const summary =
-    broken.length === 0
-      ? `All ${verdicts.length} rules hold.`
-      : `${broken.length} of ${verdicts.length} rules are broken.`;
+  const all = holding === verdicts.length;
   return [
     `Checked ${name}, as of ${time.toISOString()}: ${counts.join(", ")}.`,
     ...verdicts.flatMap(reportVerdict),
-    summary,
+    all ? `All ${holding} rules hold.` : `${holding} of ${verdicts.length} rules hold.`,
   ].join("\n");
 }
 
@@ -52,7 +49,7 @@ function reportVerdict({ rule, breaches, examples }: Verdict): string[] {
   if (breaches === 0) return [`✔ ${rule}.`];
   const rest = breaches - examples.length;
   return [
-    `✘ ${rule}: not ${breaches.toLocaleString("en")} of them.`,
+    `✘ ${rule}: not so for ${breaches.toLocaleString("en")}.`,
     ...examples.map(({ subject, fault }) => `    ${subject}: ${fault}`),
     ...(rest > 0 ? [`    and ${rest.toLocaleString("en")} more`] : []),
   ];

@@ -1,4 +1,7 @@
 import { Transaction } from "sequelize";
+
+export type { Transaction };
+
 import { type Database, faultCode, violatedConstraint } from "./database.ts";
 
 const SERIALIZATION_FAILURE = "40001";

@@ -1,6 +1,6 @@
-import type { Transaction } from "sequelize";
 import type { Call } from "../call.ts";
 import type { RateLimiter } from "../db/rate-limits.ts";
+import type { Transaction } from "../db/transaction.ts";
 import type { Clock } from "../deps.ts";
 import { DomainError } from "../errors.ts";
 import type { SecurityEvent, SecurityLog } from "../telemetry/security-log.ts";

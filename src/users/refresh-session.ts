@@ -1,5 +1,5 @@
-import type { Transaction } from "sequelize";
 import type { Call } from "../call.ts";
+import type { Transaction } from "../db/transaction.ts";
 import type { Deps } from "../deps.ts";
 import { DomainError } from "../errors.ts";
 import type { Login } from "./log-in.ts";

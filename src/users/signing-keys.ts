@@ -17,7 +17,7 @@ const NONCE_BYTES = 12;
 const TAG_BYTES = 16;
 /** At most one look into the database for unknown key ids in this time, so that forged ones cost nothing. */
 const UNKNOWN_KEY_PAUSE_MS = 1_000;
-/** Keys that were read longer ago are read again before one signs. */
+/** Keys that were read longer ago are read again when they are used. */
 const RELOAD_MS = 30_000;
 /** Clients may keep the keys this long. */
 export const JWKS_MAX_AGE_MS = 300_000;
@@ -80,8 +80,8 @@ export class SigningKeys {
    * @throws Error when the keys are due to be read again and the database cannot be read.
    */
   async signer(): Promise<Signer> {
+    if (this.#isDue) await this.#reload();
     const nowMs = this.#clock.now().getTime();
-    if (nowMs - this.#loadedAtMs >= RELOAD_MS) await this.#reload();
     // With a clock that is far behind, none has come: the first one is known to everybody.
     const signer = this.#keys.find(({ activatesAtMs }) => activatesAtMs <= nowMs) ?? this.#keys.at(-1);
     if (signer === undefined) throw new Error("the signing keys are not loaded");
@@ -90,8 +90,7 @@ export class SigningKeys {
 
   /** RFC 7517. Where the database cannot be read, the keys as they were. */
   async jwks(): Promise<{ readonly keys: readonly JWK[] }> {
-    const isDue = this.#clock.now().getTime() - this.#loadedAtMs >= RELOAD_MS;
-    if (isDue) await this.#reload().catch(() => {});
+    if (this.#isDue) await this.#reload().catch(() => {});
     return { keys: this.#keys.map(({ publicJwk }) => publicJwk) };
   }
 
@@ -100,6 +99,8 @@ export class SigningKeys {
    * @throws Error when the database had to be asked and cannot be.
    */
   async publicKey(id: string): Promise<KeyObject | undefined> {
+    // A replica that only checks has to learn too that a key is gone; no call waits for that.
+    if (this.#isDue) this.#reload().catch(() => {});
     const known = this.#find(id);
     if (known !== undefined) return known;
     // Whoever comes while it is read waits for that, so that no token of a new key is refused by its coming second.
@@ -118,6 +119,10 @@ export class SigningKeys {
     const next = await this.#store.createNext(await this.#generate(now, PUBLISH_MS));
     const deleted = await this.#store.deleteSuperseded(new Date(now.getTime() - SUPERSEDED_MS));
     return { next, deleted };
+  }
+
+  get #isDue(): boolean {
+    return this.#clock.now().getTime() - this.#loadedAtMs >= RELOAD_MS;
   }
 
   #find(id: string): KeyObject | undefined {

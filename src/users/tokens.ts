@@ -113,6 +113,8 @@ export class Tokens {
     if (iss !== this.#issuer || aud !== this.#audience) throw tokenInvalid("issuer or audience");
     if (!isUuid(sub) || !isUuid(sid) || !ROLES.has(role)) throw tokenInvalid("claims");
     if (!isCount(gen) || !isCount(iat) || !isCount(exp)) throw tokenInvalid("claims");
+    // So that no token, whoever signed it, outlives what is remembered of revocations.
+    if (exp - iat > ACCESS_TOKEN_LIFETIME_MS / 1000) throw tokenInvalid("lifetime");
     if (iat > latest || (nbf !== undefined && !(isCount(nbf) && nbf <= latest))) throw tokenInvalid("not yet valid");
     return { caller: { userId: sub, sessionId: sid, role: role as Role }, generation: gen, expiresAtMs: exp * 1000 };
   }

@@ -57,6 +57,7 @@ describe("the walls of src/", () => {
     ["a feature imports the server", "src/orders/order.ts", 'import "../server/listener.ts";', "server-is-above"],
     ["something imports main", "src/users/user.ts", 'import "../main.ts";', "programs-are-roots"],
     ["a rule imports generated code", "src/orders/order.ts", 'import "../../gen/a_pb.js";', "gen-at-the-edge"],
+    ["a rule imports Sequelize", "src/orders/order.ts", 'import "sequelize";', "sql-in-stores"],
     ["a rule imports Connect", "src/orders/order.ts", 'import "@connectrpc/connect";', "connect-at-the-edge"],
     ["a rule speaks SQL", "src/orders/order.ts", 'import "sequelize";', "sql-in-stores"],
     [

@@ -1,3 +1,4 @@
+import { randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { connect as connectTcp, createServer, type Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -47,6 +48,15 @@ async function refuseTokensOf({ deps }: TestServer, userId: string): Promise<voi
     deps.sessions.refuseAccessTokens(userId, deps.clock.now(), transaction),
   );
   await deps.revocations.catchUp();
+}
+
+/** Whether a statement waits for a lock that another transaction holds. */
+async function somebodyWaits(database: TestDatabase): Promise<boolean> {
+  const waiting = await sql(
+    database,
+    "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
+  );
+  return waiting.length > 0;
 }
 
 async function killListeners(database: TestDatabase): Promise<number> {
@@ -108,31 +118,52 @@ describe("an access token that was revoked on one replica", () => {
     expect(await refusedAfterMs(there, login.accessToken)).to.be.below(PROMISE_MS);
   });
 
-  it("cannot be had with the old role by a refresh at the same moment", async () => {
-    const person = await newCustomer(here);
-    let { refreshToken } = await here.as().auth.login({ email: person.email, password: PASSWORD });
-    for (const role of ["ADMIN", "USER", "ADMIN", "USER", "ADMIN", "USER"]) {
-      const changing = here.deps.users.transaction(async (transaction) => {
-        await here.deps.db.query(
-          { name: "set-role", text: "UPDATE users SET role = $2 WHERE id = $1" },
-          [person.id, role],
-          transaction,
-        );
-        await here.deps.sessions.refuseAccessTokens(person.id, here.clock.now(), transaction);
+  describe("that is refreshed while the role changes", () => {
+    /** Changes the role as UpdateUser does, with `meanwhile` before the sessions' tokens are refused, `before` the commit. */
+    async function changeRole(
+      { id }: Person,
+      steps: { readonly meanwhile?: () => Promise<unknown>; readonly beforeCommit?: () => Promise<unknown> },
+    ): Promise<void> {
+      const { users, sessions, db, revocations, clock } = here.deps;
+      await users.transaction(async (transaction) => {
+        const text = "UPDATE users SET role = 'MODERATOR' WHERE id = $1";
+        await db.query({ name: "change-role", text }, [id], transaction);
+        await steps.meanwhile?.();
+        await sessions.refuseAccessTokens(id, clock.now(), transaction);
+        await steps.beforeCommit?.();
       });
-      const refreshing = Array.from({ length: 6 }, async (_, i) => {
-        await sleep(2 * i);
-        return (i % 2 === 0 ? here : there).as().auth.refreshToken({ refreshToken });
-      });
-      const answers = await Promise.all(refreshing);
-      await changing;
-      await there.deps.revocations.catchUp();
-      for (const { accessToken } of answers) {
-        const caller = await there.deps.tokens.verify(accessToken).catch(() => undefined);
-        if (caller !== undefined) expect(caller.role).to.equal(role);
-      }
-      refreshToken = answers[0]?.refreshToken ?? "";
+      await revocations.catchUp();
     }
+
+    it("has the old role and is refused, when the refresh comes first", async () => {
+      const person = await newCustomer(here);
+      const { refreshToken } = await here.as().auth.login({ email: person.email, password: PASSWORD });
+      let accessToken = "";
+      await changeRole(person, {
+        async meanwhile() {
+          accessToken = (await there.as().auth.refreshToken({ refreshToken })).accessToken;
+          expect((await here.deps.tokens.verify(accessToken)).role).to.equal("USER");
+        },
+      });
+      expect((await refusalOf(here.as(accessToken).users.getProfile({}))).reason).to.equal("TOKEN_INVALID");
+    });
+
+    it("has the new role and is good, when the refresh has to wait for the change", async () => {
+      const person = await newCustomer(here);
+      const { refreshToken } = await here.as().auth.login({ email: person.email, password: PASSWORD });
+      let refreshing = Promise.resolve({ accessToken: "" });
+      await changeRole(person, {
+        async beforeCommit() {
+          refreshing = there.as().auth.refreshToken({ refreshToken });
+          await eventually(() => somebodyWaits(database));
+        },
+      });
+      const { accessToken } = await refreshing;
+      for (const server of [here, there]) {
+        await server.deps.revocations.catchUp();
+        expect((await server.deps.tokens.verify(accessToken)).role).to.equal("MODERATOR");
+      }
+    });
   });
 
   it("is refused when its revocation commits after one that was written later", async () => {
@@ -182,16 +213,22 @@ describe("an access token that was revoked on one replica", () => {
     expect(await refusedAfterMs(there, person.token)).to.be.below(PROMISE_MS);
   });
 
-  it("is refused within a second while no listener can connect, by looking", async () => {
+  it("is refused within a second where no listener can connect, by looking", async () => {
     const person = await newCustomer(here);
-    await isAccepted(there, person);
-    const listening = sinon.stub(there.deps.listener, "query").rejects(new Error("Connection terminated"));
+    const { sessionId } = await here.deps.tokens.verify(person.token);
+    const nowhere = new StallingProxy(database.url);
+    const listener = new Listener({ url: await nowhere.start(), log: here.deps.log });
+    nowhere.stop();
+    const { db, log, clock } = here.deps;
+    const revocations = new Revocations({ store: new SessionStore(db), listener, clock, log });
     try {
-      await killListeners(database);
+      await Promise.all([listener.start(), revocations.start()]);
       await person.auth.logout({});
-      expect(await refusedAfterMs(there, person.token)).to.be.below(PROMISE_MS);
+      await sleep(PROMISE_MS);
+      expect(revocations.refuses(sessionId, 1)).to.equal(true);
     } finally {
-      listening.restore();
+      revocations.close();
+      await listener.close();
     }
   });
 });
@@ -329,6 +366,29 @@ describe("what is remembered of revocations", () => {
       expect(ids.map((id) => revocations.refuses(id, 1))).to.deep.equal([true, true]);
       server.clock.advance(21 * MINUTE_MS);
     }
+  });
+
+  it("holds what was committed before it is asked for, whatever readings are under way", async () => {
+    const revocations = await newRevocations();
+    let done = false;
+    const reading = (async () => {
+      while (!done) await revocations.catchUp();
+    })();
+    const { users, sessions, clock } = server.deps;
+    const { id: userId } = await newCustomer(server);
+    const other = { clientAddress: "", userAgent: "", generation: 1 };
+    for (let round = 0; round < 25; round++) {
+      const now = clock.now();
+      const session = { ...other, id: randomUUID(), userId, createTime: now, lastUseTime: now, expireTime: now };
+      const token = { tokenHash: randomBytes(32), createTime: now, expireTime: now, rotateTime: null };
+      const { id: sessionId } = session;
+      await users.transaction((transaction) => sessions.open(session, { ...token, sessionId }, transaction));
+      await users.transaction((transaction) => sessions.end(sessionId, userId, now, transaction));
+      await revocations.catchUp();
+      expect(revocations.refuses(sessionId, 1), `round ${round}`).to.equal(true);
+    }
+    done = true;
+    await reading;
   });
 
   it("costs no connection of the pool when every one of them is busy", async () => {

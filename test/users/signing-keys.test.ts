@@ -132,6 +132,21 @@ describe("a rotation of signing keys", () => {
     expect((await two.deps.signingKeys.rotate()).next.id).to.equal(rotations[0]?.next.id);
   });
 
+  it("may be followed by withdrawing a key: replicas that only check refuse it too, within a minute of use", async () => {
+    const person = await newCustomer(one);
+    const kid = keyOf(person.token);
+    await one.deps.signingKeys.rotate();
+    const issue = () => one.deps.tokens.issue({ userId: person.id, role: "USER", sessionId: person.id, generation: 1 });
+    const unseen = await issue();
+    expect((await two.deps.tokens.verify((await issue()).token)).userId).to.equal(person.id);
+    await sql(database, "DELETE FROM signing_keys WHERE id = $1", [kid]);
+    advance(31 * SECOND_MS);
+    await two.deps.tokens.verify(person.token);
+    await two.deps.signingKeys.jwks();
+    const refused = await two.deps.tokens.verify(unseen.token).catch((error: Error) => error.message);
+    expect(refused).to.equal("The access token is invalid or expired; log in again");
+  });
+
   it("does not keep a replica from serving its keys while the database is away", async () => {
     const known = await publishedIds(one);
     advance(31 * SECOND_MS);

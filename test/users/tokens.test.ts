@@ -114,6 +114,10 @@ const wrongs: Record<string, (parts: Parts, nowS: number) => Parts> = {
     claims,
   }),
   "an end that has come": ({ header, claims }, nowS) => ({ header, claims: { ...claims, exp: nowS - 1 } }),
+  "a longer life than we give": ({ header, claims }) => ({
+    header,
+    claims: { ...claims, exp: claims["iat"] + 16 * MINUTE_S },
+  }),
   "no end": ({ header, claims: { exp: _, ...claims } }) => ({ header, claims }),
   "an end that is no number": ({ header, claims }) => ({ header, claims: { ...claims, exp: "never" } }),
   "a beginning that is to come": ({ header, claims }, nowS) => ({
@@ -122,7 +126,7 @@ const wrongs: Record<string, (parts: Parts, nowS: number) => Parts> = {
   }),
   "an issue that is to come": ({ header, claims }, nowS) => ({
     header,
-    claims: { ...claims, iat: nowS + 6 * MINUTE_S },
+    claims: { ...claims, iat: nowS + 6 * MINUTE_S, exp: nowS + 20 * MINUTE_S },
   }),
   "no session": ({ header, claims: { sid: _, ...claims } }) => ({ header, claims }),
   "no generation": ({ header, claims: { gen: _, ...claims } }) => ({ header, claims }),
@@ -169,7 +173,10 @@ describe("an access token", () => {
   it("is good when nothing is wrong with it, also by a clock that is a little ahead of ours", async () => {
     const { header, claims } = partsOf(person.token);
     const nowS = Math.floor(server.clock.now().getTime() / 1000);
-    const token = await signedByUs({ header, claims: { ...claims, iat: nowS + MINUTE_S, nbf: nowS + MINUTE_S } });
+    const token = await signedByUs({
+      header,
+      claims: { ...claims, iat: nowS + MINUTE_S, nbf: nowS + MINUTE_S, exp: nowS + 16 * MINUTE_S },
+    });
     expect((await server.as(token).users.getProfile({})).user?.id).to.equal(person.id);
   });
 

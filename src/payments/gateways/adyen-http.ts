@@ -3,13 +3,12 @@ import { Agent as HttpAgent } from "node:http";
 import { Agent as HttpsAgent } from "node:https";
 import sdkClient from "@adyen/api-library/lib/src/client.js";
 import { EnvironmentEnum } from "@adyen/api-library/lib/src/config.js";
-import type ClientInterface from "@adyen/api-library/lib/src/httpClient/clientInterface.js";
 import type { IRequest } from "@adyen/api-library/lib/src/typings/requestOptions.js";
 import { z } from "zod";
 import {
   type CallBounds,
-  idleSocketMs,
   identifier,
+  idleSocketMs,
   maxIdleSockets,
   maxResponseBytes,
   maxSockets,
@@ -23,6 +22,7 @@ import { exchange, type HttpExchangeResult } from "./http-exchange.ts";
 
 const Client = sdkClient.default;
 export type AdyenClient = InstanceType<typeof Client>;
+type SdkHttpClient = NonNullable<ConstructorParameters<typeof Client>[1]>;
 
 const adyenErrorSchema = z.object({
   status: z.int(),
@@ -38,6 +38,8 @@ export type AdyenReply<T> =
       readonly kind: "refusal";
       readonly status: number;
       readonly errorCode: string;
+      /** Adyen's word that the same request may be answered otherwise later. */
+      readonly isTransient: boolean;
       readonly retryAfterMs: number | undefined;
       readonly detail: string;
     }
@@ -67,7 +69,7 @@ export class AdyenHttp {
   /** Makes one call of the SDK, and tells how its request ended. Never rejects. */
   async run<T>(bounds: CallBounds, send: (client: AdyenClient) => Promise<T>): Promise<AdyenReply<T>> {
     let result: HttpExchangeResult | undefined;
-    const httpClient: ClientInterface = {
+    const httpClient: SdkHttpClient = {
       request: async (endpoint, json, _config, _isApiKeyRequired, options) => {
         result = await this.#exchange(bounds, endpoint, json.toString(), options);
         return bodyOf(result);
@@ -139,6 +141,7 @@ function failureOf(result: HttpExchangeResult | undefined): Exclude<AdyenReply<n
     kind: "refusal",
     status,
     errorCode: identifier(error?.errorCode),
+    isTransient: result.headers["transient-error"] === "true",
     retryAfterMs: retryAfterMsOf(result.headers["retry-after"]),
     detail: `Adyen answered ${status} ${words.filter((word) => word !== "").join(" ")}`.trimEnd(),
   };

@@ -68,6 +68,9 @@ export function splitRefundReference(joined: string): { reference: string; key: 
 
 /** Adyen's free text as a reason of bounded length, in printable characters. */
 export function reasonOf(text: string | null | undefined, fallback: string): string {
-  const reason = (text ?? "").replace(/[^ -~]/g, " ").trim().slice(0, 100);
+  const reason = (text ?? "")
+    .replace(/[^ -~]/g, " ")
+    .trim()
+    .slice(0, 100);
   return reason === "" ? fallback : reason;
 }

@@ -2,6 +2,7 @@
 import { ModificationsApi } from "@adyen/api-library/lib/src/services/checkout/modificationsApi.js";
 import { PaymentsApi } from "@adyen/api-library/lib/src/services/checkout/paymentsApi.js";
 import { AuthenticationData } from "@adyen/api-library/lib/src/typings/checkout/authenticationData.js";
+import { CardDetails } from "@adyen/api-library/lib/src/typings/checkout/cardDetails.js";
 import { PaymentRequest } from "@adyen/api-library/lib/src/typings/checkout/paymentRequest.js";
 import { AdyenHttp, type AdyenReply } from "./adyen-http.ts";
 import {
@@ -107,8 +108,7 @@ class AdyenGateway implements Gateway {
       merchantAccount: this.#merchantAccount,
       reference,
       amount,
-      // What is left out is the card, which Adyen has.
-      paymentMethod: { storedPaymentMethodId } as PaymentRequest["paymentMethod"],
+      paymentMethod: { type: CardDetails.TypeEnum.Scheme, storedPaymentMethodId },
       shopperReference,
       shopperInteraction: PaymentRequest.ShopperInteractionEnum.ContAuth,
       recurringProcessingModel: PaymentRequest.RecurringProcessingModelEnum.CardOnFile,
@@ -218,9 +218,9 @@ function declinedAs(reason: string, { refusalReasonCode, resultCode }: AdyenPaym
 
 /** What a refused request proves. Adyen checks requests (400, 422) and callers (401, 403) before it processes them. */
 function refusedUnprocessed(refusal: Refusal): NotExecuted | Unknown {
-  const { status, errorCode, detail, retryAfterMs } = refusal;
+  const { status, errorCode, isTransient, detail, retryAfterMs } = refusal;
   if (status === 429) return notExecuted("rate_limited", detail, retryAfterMs);
-  if (errorCode === inProgressCode) return gatewayError(refusal);
+  if (errorCode === inProgressCode || isTransient) return gatewayError(refusal);
   return [400, 401, 403, 422].includes(status) ? notExecuted("rejected", detail) : gatewayError(refusal);
 }
 

@@ -647,7 +647,8 @@ export declare const AuthService: GenService<{
   },
   /**
    * Exchanges a refresh token for new tokens; the old one is used up. Using it again within 10 seconds gives the same
-   * successor, later it ends the session. Needs no token.
+   * successor, later it ends the session. Each refresh lets the session last another 30 days, up to 365 days after its
+   * login. The access token has the account's role as it is now. Needs no token.
    * Errors: UNAUTHENTICATED TOKEN_INVALID.
    *
    * @generated from rpc tradepost.user.v1.AuthService.RefreshToken
@@ -658,7 +659,8 @@ export declare const AuthService: GenService<{
     output: typeof RefreshTokenResponseSchema;
   },
   /**
-   * Ends the session of the access token that is sent with this call.
+   * Ends the session of the access token that is sent with this call: both of its tokens are refused from then on, by
+   * other replicas within a second.
    *
    * @generated from rpc tradepost.user.v1.AuthService.Logout
    */
@@ -678,7 +680,7 @@ export declare const AuthService: GenService<{
     output: typeof ListSessionsResponseSchema;
   },
   /**
-   * Ends one of the caller's sessions.
+   * Ends one of the caller's sessions, as Logout does.
    * Errors: NOT_FOUND SESSION_NOT_FOUND.
    *
    * @generated from rpc tradepost.user.v1.AuthService.RevokeSession
