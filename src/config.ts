@@ -3,8 +3,11 @@ import { resolve } from "node:path";
 import { z } from "zod";
 import { fromDecimal, type Money, minorDigits } from "./money.ts";
 
+const MINUTE_MS = 60_000;
+
 const onOff = z.enum(["on", "off"]).transform((value) => value === "on");
-const port = (fallback: number) => z.coerce.number().int().min(0).max(65_535).default(fallback);
+const anyPort = z.coerce.number().int().min(0).max(65_535);
+const port = (fallback: number) => anyPort.default(fallback);
 const whole = (fallback: number, min: number, max: number) =>
   z.coerce.number().int().min(min).max(max).default(fallback);
 const limit = (fallback: number) => whole(fallback, 1, 1_000_000);
@@ -23,18 +26,26 @@ const postgresUrl = z
   .url({ protocol: /^postgres(ql)?$/, error: "must look like postgres://user:password@host:5432/database" })
   .optional();
 
-const amounts = z
-  .string()
-  .default("USD:10000.00,EUR:10000.00")
-  .transform((value, context): readonly Money[] => {
-    const pairs = value.split(",").map((pair) => pair.trim().split(":"));
-    try {
-      return pairs.map(([currency = "", amount = ""]) => fromDecimal(currency, amount));
-    } catch {
-      context.addIssue({ code: "custom", message: 'must look like "USD:10000.00,EUR:10000.00"' });
-      return z.NEVER;
-    }
-  });
+const amounts = (fallback: string) =>
+  z
+    .string()
+    .default(fallback)
+    .transform((value, context): readonly Money[] => {
+      const pairs = value.split(",").map((pair) => pair.trim().split(":"));
+      try {
+        return pairs.map(([currency = "", amount = ""]) => fromDecimal(currency, amount));
+      } catch {
+        context.addIssue({ code: "custom", message: `must look like "${fallback}"` });
+        return z.NEVER;
+      }
+    });
+
+const list = (fallback: string) =>
+  z
+    .string()
+    .default(fallback)
+    .transform((value) => value.split(",").map((item) => item.trim()))
+    .transform((items) => items.filter((item) => item !== ""));
 
 const secretKey = z
   .string()
@@ -121,13 +132,46 @@ const settings = z.object({
     .describe("Address of an S3-compatible store that is not Amazon's"),
   RESERVATION_MINUTES: whole(30, 1, 1440).describe("How long an order with `await_payment` holds its stock"),
   SUPPORTED_CURRENCIES: currencies.describe("ISO 4217 codes that payments may use, comma-separated"),
-  MAX_PAYMENT_AMOUNT: amounts.describe("Largest payment of each currency"),
+  MAX_PAYMENT_AMOUNT: amounts("USD:10000.00,EUR:10000.00").describe("Largest payment of each currency"),
   PAYMENT_GATEWAY_PRIMARY: gateway.default("sandbox-primary").describe("Gateway that is charged"),
   PAYMENT_GATEWAY_BACKUP: z
     .union([gateway, z.literal("none")])
     .default("sandbox-backup")
     .describe("Gateway that is charged on the proof that the primary did nothing; `none` for no failover"),
   SANDBOX_PORT: port(8081).describe("Port of the sandbox gateway, on loopback only"),
+  FRAUD_URL: httpUrl.describe("Service that implements `tradepost.fraud.v1.FraudService`. Not set: the rules below"),
+  FRAUD_PROTOCOL: z
+    .enum(["connect", "grpc"])
+    .default("connect")
+    .describe("What it speaks: `connect` over HTTP/1.1, or `grpc` over HTTP/2"),
+  FRAUD_TIMEOUT_MS: whole(2_000, 50, 10_000).describe("How long a fraud check may take, ms; a slower one has failed"),
+  FRAUD_UNAVAILABLE: z
+    .enum(["deny", "allow"])
+    .default("deny")
+    .describe("What becomes of a payment whose fraud check failed: it fails uncharged, or is charged"),
+  FRAUD_BLOCKLIST: list("tok_fraud").describe("Card tokens that are never charged, comma-separated"),
+  FRAUD_WINDOW_MINUTES: whole(10, 1, 1440).describe("Time within which the next two count"),
+  FRAUD_MAX_CUSTOMER_PAYMENTS: whole(60, 1, 10_000).describe("More payments of one customer are a risk factor"),
+  FRAUD_MAX_TOKEN_CUSTOMERS: whole(20, 1, 100).describe("More customers of one card token are a risk factor"),
+  FRAUD_UNUSUAL_FACTOR: whole(10, 2, 1_000).describe("So many times a customer's usual amount is a risk factor"),
+  FRAUD_UNUSUAL_MIN_PAYMENTS: whole(3, 1, 1_000).describe("Completed payments that make an amount usual"),
+  FRAUD_NEW_ACCOUNT_MINUTES: whole(60, 0, 525_600).describe("Below this age an account is new; 0: none is"),
+  FRAUD_NEW_ACCOUNT_AMOUNT: amounts("USD:1000.00,EUR:1000.00").describe(
+    "More by a new account is a risk factor; other currencies have no limit",
+  ),
+  SECURITY_EMAIL: z
+    .email({ error: "must look like security@shop.example" })
+    .optional()
+    .describe("Who gets a mail of each payment that is stopped as fraud. Not set: it is only in the log"),
+  METRICS_PORT: anyPort
+    .optional()
+    .describe("Port of `GET /metrics` in Prometheus's form, such as 9464; 0 takes a free one. Not set: there is none"),
+  METRICS_HOST: z.string().min(1).default("127.0.0.1").describe("Address of that port"),
+  OTEL_EXPORTER_OTLP_ENDPOINT: httpUrl.describe(
+    "OpenTelemetry collector that metrics are pushed to, by OTLP over HTTP",
+  ),
+  OTEL_METRIC_EXPORT_INTERVAL: whole(60_000, 100, 3_600_000).describe("Time between two pushes, ms"),
+  OTEL_SERVICE_NAME: z.string().min(1).default("tradepost").describe("`service.name` of the metrics"),
   REFLECTION: onOff.optional().describe("gRPC server reflection. Default: `on`, `off` in production"),
   LOG_LEVEL: z
     .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"])
@@ -178,8 +222,11 @@ function contradictions(given: Readonly<Record<string, unknown>>): string[] {
   if (given["AVATAR_S3_ENDPOINT"] !== undefined && given["AVATAR_S3_BUCKET"] === undefined) {
     mistakes.push("AVATAR_S3_BUCKET: name the bucket, since AVATAR_S3_ENDPOINT is set");
   }
-  const { PORT: port = "8080", SANDBOX_PORT: sandboxPort = "8081" } = given;
+  const { PORT: port = "8080", SANDBOX_PORT: sandboxPort = "8081", METRICS_PORT: metricsPort } = given;
   if (port === sandboxPort && port !== "0") mistakes.push("PORT and SANDBOX_PORT: choose two different ports");
+  if (metricsPort !== "0" && [port, sandboxPort].includes(metricsPort)) {
+    mistakes.push("METRICS_PORT: choose another port than PORT and SANDBOX_PORT");
+  }
   return mistakes;
 }
 
@@ -238,6 +285,30 @@ function derive(set: z.output<typeof settings>) {
       primary: set.PAYMENT_GATEWAY_PRIMARY,
       backup: set.PAYMENT_GATEWAY_BACKUP === "none" ? undefined : set.PAYMENT_GATEWAY_BACKUP,
       sandboxPort: set.SANDBOX_PORT,
+    },
+    fraud: {
+      url: set.FRAUD_URL,
+      protocol: set.FRAUD_PROTOCOL,
+      timeoutMs: set.FRAUD_TIMEOUT_MS,
+      unavailable: set.FRAUD_UNAVAILABLE,
+      securityEmail: set.SECURITY_EMAIL,
+      rules: {
+        blocklist: set.FRAUD_BLOCKLIST,
+        windowMs: set.FRAUD_WINDOW_MINUTES * MINUTE_MS,
+        maxCustomerPayments: set.FRAUD_MAX_CUSTOMER_PAYMENTS,
+        maxTokenCustomers: set.FRAUD_MAX_TOKEN_CUSTOMERS,
+        unusualFactor: set.FRAUD_UNUSUAL_FACTOR,
+        unusualMinPayments: set.FRAUD_UNUSUAL_MIN_PAYMENTS,
+        newAccountMs: set.FRAUD_NEW_ACCOUNT_MINUTES * MINUTE_MS,
+        newAccountAmounts: set.FRAUD_NEW_ACCOUNT_AMOUNT,
+      },
+    },
+    telemetry: {
+      host: set.METRICS_HOST,
+      port: set.METRICS_PORT,
+      otlpEndpoint: set.OTEL_EXPORTER_OTLP_ENDPOINT,
+      otlpIntervalMs: set.OTEL_METRIC_EXPORT_INTERVAL,
+      serviceName: set.OTEL_SERVICE_NAME,
     },
     reflection: set.REFLECTION ?? !production,
     log: { level: set.LOG_LEVEL, format: set.LOG_FORMAT },

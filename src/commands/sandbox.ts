@@ -1,5 +1,5 @@
 /** The payment sandbox as a program of its own. */
-import { mkdirSync, realpathSync } from "node:fs";
+import { existsSync, mkdirSync, realpathSync } from "node:fs";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import { ConfigError, readConfig } from "../config.ts";
@@ -81,7 +81,8 @@ function prepareFolder(dataDir: string): void {
 }
 
 // The function that runs a sandbox is used without the program, too.
-if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === import.meta.filename) {
+const program = process.argv[1];
+if (program !== undefined && existsSync(program) && realpathSync(program) === import.meta.filename) {
   try {
     await main();
     process.exit(0);

@@ -3,7 +3,7 @@ import { Sequelize, type Transaction } from "sequelize";
 import { DomainError } from "../errors.ts";
 
 const CONNECT_TIMEOUT_MS = 5_000;
-const ACQUIRE_TIMEOUT_MS = 5_000;
+const ACQUIRE_TIMEOUT_MS = 10_000;
 const IDLE_MS = 30_000;
 /** Longer than any call may take: a statement that runs on after its caller has gone must not hold its locks for long. */
 const STATEMENT_TIMEOUT_MS = 65_000;

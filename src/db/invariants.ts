@@ -2,7 +2,7 @@ import type { Client } from "pg";
 import type { Database } from "./database.ts";
 
 /** Examples of each kind of breach that are kept; all of them are counted. */
-export const MAX_EXAMPLES = 20;
+const MAX_EXAMPLES = 20;
 /** For one statement: it reads whole tables, which a call's limit would not allow. */
 const STATEMENT_TIMEOUT_MS = 10 * 60_000;
 /** For one sort or hash: with the usual 4 MB those of 100,000 orders go to disk, which takes half as long again. */
@@ -29,7 +29,7 @@ export interface Verdict {
   readonly rule: string;
   /** Zero: it holds. */
   readonly breaches: number;
-  /** The first {@link MAX_EXAMPLES} of them. */
+  /** The first of them, MAX_EXAMPLES at most. */
   readonly examples: readonly Breach[];
 }
 

@@ -1,17 +1,17 @@
+import { ConfigError } from "../config.ts";
 import { sentenceOf } from "../faults.ts";
 import { faultCode } from "./database.ts";
+import { MigrationError } from "./migrate.ts";
 
-/** Errors whose messages need neither the place nor an explanation. */
-const SAYS_IT_ALL = new Set(["MigrationError", "ConfigError"]);
 const TIMEOUT_MESSAGES = /timeout|timed out|no answer within/i;
 
 /** The second half of a sentence: why the database at `url` cannot be used, with names but without the password. */
 export function whyUnusable(url: string, error: unknown): string {
   const { where, user, database } = placesOf(url);
   const message = sentenceOf(error);
-  if (error instanceof Error && SAYS_IT_ALL.has(error.name)) {
-    // The migrator wraps what a migration throws, and repeats its name.
-    return error.cause instanceof Error && error.cause.name === error.name ? error.cause.message : message;
+  // The migrator wraps what a migration throws.
+  for (const fault of [error, (error as Error | undefined)?.cause]) {
+    if (fault instanceof MigrationError || fault instanceof ConfigError) return fault.message;
   }
   switch (faultCode(error)) {
     case "ECONNREFUSED":

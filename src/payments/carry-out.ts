@@ -2,10 +2,10 @@ import type { Logger } from "pino";
 import type { Clock } from "../deps.ts";
 import { fromMinor, toMinor } from "../money.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
+import { type JudgeDeps, judge } from "./fraud.ts";
 import type { Captured, ChargeAnswer, Declined, Gateway, GatewayMoney } from "./gateways/gateway.ts";
 import { type Gateways, gatewayNamed } from "./gateways/gateways.ts";
 import type { Attempt, Payment, Settlement } from "./payment.ts";
-import type { FraudCheck } from "./screen.ts";
 import type { PaymentStore, Undertaking } from "./store.ts";
 
 /** When the sweep looks first after a payment whose outcome is not known. */
@@ -20,13 +20,16 @@ const MIN_TIMEOUT_MS = 250;
 /** Time kept back from the deadline to record what came out. */
 const SETTLE_RESERVE_MS = 1_000;
 
-export interface CarryOutDeps {
+/** What it takes to end an attempt. */
+export interface SettleDeps {
   readonly payments: PaymentStore;
-  readonly gateways: Gateways;
-  readonly fraud: FraudCheck;
   readonly metrics: Metrics;
   readonly clock: Clock;
   readonly log: Logger;
+}
+
+export interface CarryOutDeps extends SettleDeps, JudgeDeps {
+  readonly gateways: Gateways;
 }
 
 /** What became of an attempt. A proof says that it did not execute and never will. */
@@ -52,8 +55,11 @@ export async function carryOut(
     // The verdict is kept before the first charge is sent: without one nothing was ever sent.
     const untouched = payment.riskLevel === null;
     if (untouched) {
-      const stopped = await screen(deps, payment, last);
+      const stopped = await screen(deps, payment, last, deadline);
       if (stopped !== undefined) return stopped;
+    } else if (payment.riskLevel === "HIGH") {
+      // It was judged, and then the process died.
+      return await stopAsFraud(deps, payment, last, payment.riskFactors);
     }
     return await follow(deps, payment, last, untouched, deadline);
   } catch (error) {
@@ -62,20 +68,30 @@ export async function carryOut(
   }
 }
 
-/** Keeps the verdict; a payment of high risk ends by it, before any gateway is asked. */
+/** Keeps the verdict. A payment of high risk ends by it, and so does one without any, before a gateway is asked. */
 async function screen(
-  { payments, fraud, metrics, clock, log }: CarryOutDeps,
+  deps: CarryOutDeps,
   payment: Payment,
   attempt: Attempt,
+  deadline: number,
 ): Promise<Payment | undefined> {
-  const { riskLevel, riskFactors } = await fraud.check(payment);
-  await payments.screen({ paymentId: payment.id, riskLevel, riskFactors });
-  if (riskLevel !== "HIGH") return undefined;
-  log.warn({ paymentId: payment.id, customerId: payment.customerId, riskFactors }, "payment stopped as fraud");
-  metrics.count("payment.fraud_detected");
-  const reason = "Payment declined for security reasons";
-  const settlement = nothing(attempt, "NOT_EXECUTED", reason, "FRAUD_DETECTED");
-  return (await payments.settle(settlement, clock.now())).payment;
+  const verdict = await judge(deps, payment, deadline);
+  if (verdict === undefined)
+    return finish(deps, payment, attempt, nothing(attempt, "NOT_EXECUTED", "Fraud check unavailable", "FAILED"));
+  await deps.payments.screen({ paymentId: payment.id, ...verdict });
+  return verdict.riskLevel === "HIGH" ? stopAsFraud(deps, payment, attempt, verdict.riskFactors) : undefined;
+}
+
+/** The reason is for those who may know it; what customers are told says less. */
+function stopAsFraud(
+  deps: SettleDeps,
+  payment: Payment,
+  attempt: Attempt,
+  riskFactors: readonly string[],
+): Promise<Payment> {
+  deps.log.warn({ paymentId: payment.id, customerId: payment.customerId, riskFactors }, "payment stopped as fraud");
+  const reason = `High fraud risk: ${riskFactors.join(", ") || "no factors told"}`;
+  return finish(deps, payment, attempt, nothing(attempt, "NOT_EXECUTED", reason, "FRAUD_DETECTED"));
 }
 
 /** Follows one attempt to its end, and the backup's after it. */
@@ -86,7 +102,7 @@ async function follow(
   fresh: boolean,
   deadline: number,
 ): Promise<Payment> {
-  const { payments, clock, log, metrics } = deps;
+  const { payments, clock, log } = deps;
   const ending = await endingOf(deps, payment, attempt, fresh, deadline);
   if (ending.kind === "executed") return settleExecuted(deps, payment, attempt, ending.result);
   if (ending.kind === "unknown") {
@@ -98,8 +114,7 @@ async function follow(
   const backup = await beginBackup(deps, payment, attempt, ending);
   if (backup !== undefined) return follow(deps, payment, backup, true, deadline);
   const reason = attempt.number === 1 ? ending.reason : "Payment processing failed on all gateways";
-  if (attempt.number === 2) metrics.count("payment.backup_gateway_failed");
-  return finish(deps, payment, nothing(attempt, ending.state, reason, "FAILED"));
+  return finish(deps, payment, attempt, nothing(attempt, ending.state, reason, "FAILED"));
 }
 
 /** Records the proof, and begins the backup's attempt where there is a backup and the payment is still wanted. */
@@ -132,9 +147,9 @@ async function endingOf(
   }
   const gateway = gatewayNamed(deps.gateways, attempt.gateway);
   if (gateway === undefined) return { kind: "unknown" };
-  if (!fresh) return ask(gateway, attempt, "Gateway timeout", deadline);
-
   const tooOld = deps.clock.now().getTime() - attempt.createTime.getTime() > MAX_KEY_AGE_MS;
+  const amount = tooOld ? undefined : gatewayMoneyOf(payment);
+  if (!fresh) return ask(gateway, attempt, amount, "Gateway timeout", deadline);
   if (tooOld) return { kind: "proof", state: "NOT_EXECUTED", reason: "Gateway timeout" };
   const answer = await charge(deps, gateway, payment, attempt, deadline);
   if (answer.kind === "executed") return answer;
@@ -142,7 +157,7 @@ async function endingOf(
     deps.metrics.count("payment.gateway_error", { gateway: attempt.gateway, cause: answer.cause });
   // It was the only send there ever was of this attempt, so what is proved of it is proved of the attempt.
   if (answer.kind === "not_executed") return { kind: "proof", state: "NOT_EXECUTED", reason: reasonOf(answer) };
-  return ask(gateway, attempt, reasonOf(answer), deadline);
+  return ask(gateway, attempt, amount, reasonOf(answer), deadline);
 }
 
 async function charge(
@@ -155,7 +170,7 @@ async function charge(
   const answer = await gateway.charge(
     {
       reference,
-      amount: { currency: amount.currency, minor: toMinor(amount) },
+      amount: gatewayMoneyOf({ amount }),
       paymentMethodToken: card.token,
       remember: (gatewayReference) => payments.rememberReference(reference, gatewayReference),
     },
@@ -168,9 +183,16 @@ async function charge(
 }
 
 /** Asks what became of an attempt that may have been sent; what the gateway does not have is made impossible. */
-async function ask(gateway: Gateway, attempt: Attempt, reason: string, deadline: number): Promise<Ending> {
+async function ask(
+  gateway: Gateway,
+  attempt: Attempt,
+  amount: GatewayMoney | undefined,
+  reason: string,
+  deadline: number,
+): Promise<Ending> {
   const { id: reference, gatewayReference } = attempt;
-  const named = { reference, ...(gatewayReference !== "" && { gatewayReference }) };
+  // With the amount a gateway may look its own id up by sending the key again, which is safe while the key is young.
+  const named = { reference, ...(gatewayReference !== "" && { gatewayReference }), ...(amount && { amount }) };
   const options = () => ({ timeoutMs: timeoutOf(deadline, MAX_QUESTION_TIMEOUT_MS, 0.4) });
   const held = await gateway.lookup(named, options());
   if (held.kind === "found") {
@@ -183,22 +205,35 @@ async function ask(gateway: Gateway, attempt: Attempt, reason: string, deadline:
   return voided.kind === "voided" ? { kind: "proof", state: "VOIDED", reason } : { kind: "unknown" };
 }
 
-async function settleExecuted(
-  deps: CarryOutDeps,
+/** Ends an attempt by its gateway's final word, whether that was an answer or a webhook. */
+export async function settleExecuted(
+  deps: SettleDeps,
   payment: Payment,
   attempt: Attempt,
   result: Captured | Declined,
 ): Promise<Payment> {
   if (result.outcome === "declined") {
-    if (attempt.number === 2) deps.metrics.count("payment.backup_gateway_failed");
     const declined = nothing(attempt, "DECLINED", `Payment declined: ${result.reason}`, "FAILED");
-    return finish(deps, payment, { ...declined, responseCode: result.responseCode });
+    return finish(deps, payment, attempt, { ...declined, responseCode: result.responseCode });
   }
-  return finish(deps, payment, captureOf(attempt, result));
+  return finish(deps, payment, attempt, captureOf(attempt, result));
+}
+
+/**
+ * Notes its gateway's word that an attempt never executed and never will. Whether the backup is charged or the payment
+ * fails is left to whoever holds the lease, or to the sweep, which looks after it at once.
+ */
+export async function settleVoided(
+  { payments, clock }: Pick<SettleDeps, "payments" | "clock">,
+  attempt: Attempt,
+): Promise<void> {
+  const now = clock.now();
+  await payments.settle(nothing(attempt, "VOIDED", "Gateway timeout", undefined), now);
+  await payments.hasten(attempt.paymentId, now);
 }
 
 /** How a capture settles its attempt; the database decides whether the money is kept. */
-export function captureOf(attempt: Attempt, { captured, transactionId, responseCode }: Captured): Settlement {
+function captureOf(attempt: Attempt, { captured, transactionId, responseCode }: Captured): Settlement {
   return {
     paymentId: attempt.paymentId,
     attemptId: attempt.id,
@@ -227,29 +262,34 @@ function nothing(
 }
 
 async function finish(
-  { payments, metrics, clock, log }: CarryOutDeps,
+  { payments, metrics, clock, log }: SettleDeps,
   payment: Payment,
+  attempt: Attempt,
   settlement: Settlement,
 ): Promise<Payment> {
   const now = clock.now();
-  const settled = await payments.settle(settlement, now);
-  const { status, gateway } = settled.payment;
-  if (settled.reversing)
-    log.error({ paymentId: payment.id, attemptId: settlement.attemptId }, "money was taken that goes back");
-  if (status === "COMPLETED") {
-    metrics.count("payment.successful", { gateway });
-    metrics.recordProcessingTime(now.getTime() - payment.createTime.getTime(), { gateway });
-  } else if (status === "FAILED") {
-    metrics.count("payment.failed", { gateway });
-  }
-  return settled.payment;
+  const { payment: settled, reversing, ended } = await payments.settle(settlement, now);
+  if (reversing) log.error({ paymentId: payment.id, attemptId: attempt.id }, "money was taken that goes back");
+  // Whoever ends it counts it, so it is counted once, however many say the same of it.
+  if (ended) countEnd(metrics, settled, attempt, now);
+  return settled;
+}
+
+function countEnd(metrics: Metrics, { status, gateway, createTime }: Payment, { number }: Attempt, now: Date): void {
+  metrics.recordProcessingTime(now.getTime() - createTime.getTime(), { gateway, status });
+  if (status === "FRAUD_DETECTED") metrics.count("payment.fraud_detected");
+  if (status === "FAILED") metrics.count("payment.failed", { gateway });
+  if (status === "FAILED" && number === 2) metrics.count("payment.backup_gateway_failed", { gateway });
+  if (status === "COMPLETED") metrics.count("payment.successful", { gateway });
+  if (status === "COMPLETED" && number === 2) metrics.count("payment.backup_gateway_successful", { gateway });
 }
 
 function moneyOf({ currency, minor }: GatewayMoney) {
   return fromMinor(currency, minor);
 }
 
-function timeoutOf(deadline: number, maxMs: number, share: number): number {
+/** Time for one call of a gateway, in milliseconds: a share of what is left until the deadline, within bounds. */
+export function timeoutOf(deadline: number, maxMs: number, share: number): number {
   const leftMs = (deadline - Date.now() - SETTLE_RESERVE_MS) * share;
   return Math.round(Math.max(MIN_TIMEOUT_MS, Math.min(maxMs, leftMs)));
 }

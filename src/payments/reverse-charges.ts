@@ -47,7 +47,8 @@ async function reverse({ payments, gateways, metrics, clock, log }: ReverseDeps,
   const about = { paymentId, attemptId, gateway: name };
   const answer = await gateway?.refund({ key, reference: attemptId, transactionId, amount }, { timeoutMs: TIMEOUT_MS });
   if (answer?.kind === "executed" && answer.result.outcome === "completed") {
-    await payments.finishReversal(attemptId, clock.now());
+    // The gateway's webhook may have told first.
+    if (!(await payments.finishReversal(attemptId, clock.now()))) return;
     metrics.count("payment.duplicate_reversed", { gateway: name });
     log.warn(about, "charge given back");
     return;

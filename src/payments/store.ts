@@ -37,6 +37,8 @@ export interface Settled {
   readonly payment: Payment;
   /** The attempt took money that is not kept: it goes back. */
   readonly reversing: boolean;
+  /** The payment ended by this settlement, and not by one before it. */
+  readonly ended: boolean;
 }
 
 /** A payment with its attempts, the first one first. */
@@ -112,7 +114,7 @@ const RECORD = {
 };
 const SETTLE = {
   name: "settle-payments",
-  text: `SELECT s.reversing, ${PAYMENT}
+  text: `SELECT s.reversing, s.ended, ${PAYMENT}
            FROM settle_payments($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) s
           CROSS JOIN LATERAL (SELECT (s.settled).*) p`,
 };
@@ -243,6 +245,26 @@ export class PaymentStore {
     }));
   }
 
+  /** The payment that an attempt belongs to, with all of its attempts. */
+  async findUndertakingOf(attemptId: string): Promise<Undertaking | undefined> {
+    const [row] = await this.#db.query<{ payment_id: string }>(
+      { name: "find-payment-of-attempt", text: "SELECT payment_id FROM payment_attempts WHERE id = $1" },
+      [attemptId],
+    );
+    return row && this.findUndertaking(row.payment_id);
+  }
+
+  /** Lets the sweep look after a payment at once, if it is PENDING and as soon as nobody carries it out. */
+  async hasten(id: string, now: Date): Promise<void> {
+    await this.#db.query(
+      {
+        name: "hasten-payment",
+        text: "UPDATE payments SET check_time = least(check_time, $2) WHERE id = $1 AND status = 'PENDING'",
+      },
+      [id, now],
+    );
+  }
+
   /** Keeps the gateway's own id of an attempt, before any money can move. */
   async rememberReference(attemptId: string, gatewayReference: string): Promise<void> {
     await this.#db.query(
@@ -316,9 +338,21 @@ export class PaymentStore {
     return rows.map(toReversal);
   }
 
-  /** Notes that a charge was given back, and writes the movement to the ledger, once. */
-  async finishReversal(attemptId: string, now: Date): Promise<void> {
-    await this.#db.query(
+  /** Whether `key` is the one under which an attempt's money is given back. */
+  async isReversal(attemptId: string, key: string): Promise<boolean> {
+    const rows = await this.#db.query(
+      { name: "is-reversal", text: "SELECT 1 FROM payment_attempts WHERE id = $1 AND reversal_id = $2" },
+      [attemptId, key],
+    );
+    return rows.length > 0;
+  }
+
+  /**
+   * Notes that a charge was given back, and writes the movement to the ledger, once.
+   * @returns whether this was news.
+   */
+  async finishReversal(attemptId: string, now: Date): Promise<boolean> {
+    const written = await this.#db.query(
       {
         name: "finish-reversal",
         text: `WITH reversed AS (
@@ -329,10 +363,12 @@ export class PaymentStore {
                SELECT r.id, 'REVERSAL', e.account, e.side, p.id, p.currency, r.captured_amount, $2
                  FROM reversed r JOIN payments p ON p.id = r.payment_id
                 CROSS JOIN LATERAL (VALUES ('REVENUE', 'DEBIT'), ('CUSTOMER', 'CREDIT'), ('CUSTOMER', 'DEBIT'),
-                                           ('GATEWAY:' || r.gateway, 'CREDIT')) e (account, side)`,
+                                           ('GATEWAY:' || r.gateway, 'CREDIT')) e (account, side)
+               RETURNING movement_id`,
       },
       [attemptId, now],
     );
+    return written.length > 0;
   }
 
   async #screenAll(screenings: readonly Screening[]): Promise<undefined[]> {
@@ -357,8 +393,8 @@ export class PaymentStore {
       settlements.map(() => uuidv7()),
       settlements.map(({ settleTime }) => settleTime),
     ];
-    const rows = await retrying(() => this.#db.query<PaymentRow & { reversing: boolean }>(SETTLE, values));
-    return rows.map((row) => ({ payment: toPayment(row), reversing: row.reversing }));
+    const rows = await retrying(() => this.#db.query<PaymentRow & Omit<Settled, "payment">>(SETTLE, values));
+    return rows.map((row) => ({ payment: toPayment(row), reversing: row.reversing, ended: row.ended }));
   }
 
   async #findAll(ids: readonly string[]): Promise<(Payment | undefined)[]> {

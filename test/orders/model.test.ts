@@ -44,7 +44,7 @@ describe("a shop that does whatever comes to its clients' minds", function () {
         ).to.deep.equal(model.orders.map(({ status, paymentState }) => [status, paymentState]));
         expect(await faultsOfBooks(server.database)).to.deep.equal([]);
       }),
-      { numRuns: 40, ...replay },
+      { numRuns: 30, ...replay },
     );
   });
 
@@ -58,7 +58,7 @@ describe("a shop that does whatever comes to its clients' minds", function () {
         await expectConsistent(shop);
       }),
       // Timing is not replayed, so a shorter sequence that passes proves nothing.
-      { numRuns: 40, endOnFailure: true, ...replay },
+      { numRuns: 25, endOnFailure: true, ...replay },
     );
   });
 

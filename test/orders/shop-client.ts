@@ -99,7 +99,7 @@ export class Shop {
     const products = await Promise.all(this.productIds.map((productId) => admin.catalog.getProduct({ productId })));
     return {
       orders: orders.map(({ order }) => present(order)),
-      stocks: products.map(({ product }) => present(product).stockQuantity),
+      stocks: products.map(({ product }) => present(present(product).stockQuantity)),
     };
   }
 
@@ -153,7 +153,7 @@ export class Shop {
     const adjust = () =>
       answerOf(async () => {
         const answer = await this.#people.admin.catalog.adjustStock(request);
-        return { stock: present(answer.product).stockQuantity };
+        return { stock: present(present(answer.product).stockQuantity) };
       });
     const answers = await Promise.all(twice ? [adjust(), adjust()] : [adjust()]);
     const made = answers.find(({ outcome }) => outcome === "ok");

@@ -44,7 +44,7 @@ CREATE INDEX payments_order ON payments (order_id, create_time, id) WHERE order_
 CREATE INDEX payments_customer ON payments (customer_id, create_time DESC, id DESC);
 CREATE INDEX payments_time ON payments (create_time DESC, id DESC);
 CREATE INDEX payments_status ON payments (status, create_time DESC, id DESC);
-CREATE INDEX payments_token ON payments (card_token, create_time DESC);
+CREATE INDEX payments_token ON payments (card_token, customer_id DESC, create_time DESC);
 CREATE INDEX payments_due ON payments (check_time) WHERE check_time IS NOT NULL;
 
 CREATE TABLE payment_attempts (
@@ -162,10 +162,11 @@ CREATE TABLE reward_entries (
   refund_id   uuid REFERENCES refunds,
   points      bigint NOT NULL CHECK (points <> 0),
   create_time timestamptz(3) NOT NULL,
-  CONSTRAINT reward_entries_once UNIQUE NULLS NOT DISTINCT (payment_id, refund_id)
+  CONSTRAINT reward_entries_sign CHECK (refund_id IS NOT NULL OR points > 0)
 );
-COMMENT ON TABLE reward_entries IS 'Points that a payment earned, and that a refund took back: each once, however often its job runs.';
-CREATE INDEX reward_entries_customer ON reward_entries (customer_id, id DESC);
+COMMENT ON TABLE reward_entries IS 'Points that a payment earned, that a refund took back, and that a refund which banks sent back returned: each once, however often its job runs.';
+CREATE UNIQUE INDEX reward_entries_once ON reward_entries (payment_id, refund_id, (points > 0)) NULLS NOT DISTINCT;
+CREATE INDEX reward_entries_customer ON reward_entries (customer_id, id DESC) INCLUDE (points);
 
 CREATE TABLE customer_payment_history (
   customer_id       uuid NOT NULL REFERENCES users,
@@ -175,4 +176,9 @@ CREATE TABLE customer_payment_history (
   last_payment_time timestamptz(3) NOT NULL,
   PRIMARY KEY (customer_id, currency)
 );
-COMMENT ON TABLE customer_payment_history IS 'Completed payments of each customer, counted anew from the payments by a job after each: running it twice changes nothing.';
+COMMENT ON TABLE customer_payment_history IS 'Completed payments of each customer, counted by a job after each.';
+
+CREATE TABLE counted_payments (
+  payment_id uuid PRIMARY KEY REFERENCES payments
+);
+COMMENT ON TABLE counted_payments IS 'Which payments customer_payment_history has counted: each once, however often its job runs.';

@@ -4,18 +4,19 @@
 -- A payment that is PENDING ends by it: COMPLETED when the whole amount was captured and its order, if it has one, still
 -- waits for it; FAILED or FRAUD_DETECTED as asked. A payment that is over stays as it is. Money that was captured beyond
 -- that (by an abandoned attempt, for an order that was given up, or of another amount) is not kept: the attempt becomes
--- REVERSING, and what takes money back finds it there. Every movement is written to the ledger here, once.
+-- REVERSING, and what takes money back finds it there. Also where an attempt had ended without money, a capture that its
+-- gateway tells of is believed. Every movement is written to the ledger here, once.
 --
 -- Arguments: one element an attempt. verdicts: COMPLETED, FAILED, FRAUD_DETECTED: how a PENDING payment ends; null: it
 -- does not end by this. attempt_states: what the attempt becomes. captured_amounts: null where nothing was taken.
 -- reversal_ids: the keys by which money is given back where it must be.
 --
--- Answers one row an attempt, in order: whether it is REVERSING, and the payment as it is then (the statement that calls
--- this function would still see it as it was before).
+-- Answers one row an attempt, in order: whether it is REVERSING, whether the payment ended by this, and the payment as it
+-- is then (the statement that calls this function would still see it as it was before).
 CREATE FUNCTION settle_payments(
   payment_ids uuid[], attempt_ids uuid[], verdicts text[], attempt_states text[], captured_amounts numeric[],
   transaction_ids text[], response_codes text[], failure_reasons text[], reversal_ids uuid[], settle_times timestamptz[]
-) RETURNS TABLE (reversing boolean, settled payments)
+) RETURNS TABLE (reversing boolean, ended boolean, settled payments)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
@@ -27,6 +28,7 @@ DECLARE
   state text;
   reason text;
   done_ids uuid[] := '{}';
+  fraud_ids uuid[] := '{}';
 BEGIN
   PERFORM 1 FROM (SELECT id FROM orders
     WHERE id IN (SELECT order_id FROM payments WHERE id = ANY (payment_ids)) ORDER BY id FOR NO KEY UPDATE) locked;
@@ -46,8 +48,10 @@ BEGIN
     state := a.attempt_state;
     reason := a.failure_reason;
 
-    -- What an attempt once came to is its end: a lookup or webhook that says it again changes nothing.
-    IF attempt.state NOT IN ('CREATED', 'UNKNOWN') THEN
+    -- What an attempt once came to is its end: a lookup or webhook that says it again changes nothing. Only money that
+    -- was taken nevertheless may not be overlooked.
+    IF attempt.state NOT IN ('CREATED', 'UNKNOWN')
+       AND NOT (state = 'CAPTURED' AND attempt.state IN ('DECLINED', 'NOT_EXECUTED', 'VOIDED')) THEN
       state := attempt.state;
     ELSE
       IF state = 'CAPTURED' THEN
@@ -103,20 +107,26 @@ BEGIN
       END IF;
       IF final = 'COMPLETED' THEN
         done_ids := done_ids || a.payment_id;
+      ELSIF final = 'FRAUD_DETECTED' THEN
+        fraud_ids := fraud_ids || a.payment_id;
       END IF;
     END IF;
     reversing := state = 'REVERSING';
+    ended := final <> payment.status;
     SELECT * INTO settled FROM payments p WHERE p.id = a.payment_id;
     RETURN NEXT;
   END LOOP;
 
-  -- What follows from a success is asked for in the transaction that makes it one, in one statement: each is a NOTIFY.
-  IF cardinality(done_ids) > 0 THEN
+  -- What follows from an end is asked for in the transaction that makes it one, in one statement: each is a NOTIFY.
+  IF cardinality(done_ids || fraud_ids) > 0 THEN
     PERFORM graphile_worker.add_jobs(ARRAY(
       SELECT json_populate_record(NULL::graphile_worker.job_spec,
-               json_build_object('identifier', t.task, 'payload', json_build_object('paymentId', d.id)))
-        FROM unnest(done_ids) d (id)
-       CROSS JOIN unnest(ARRAY['send-payment-confirmation', 'update-payment-history', 'grant-rewards']) t (task)));
+               json_build_object('identifier', t.task, 'payload', json_build_object('paymentId', t.id),
+                                 'max_attempts', 12))
+        FROM (SELECT d.id, t.task FROM unnest(done_ids) d (id)
+               CROSS JOIN unnest(ARRAY['send-payment-confirmation', 'update-payment-history', 'grant-rewards']) t (task)
+               UNION ALL
+              SELECT f.id, 'send-fraud-alert' FROM unnest(fraud_ids) f (id)) t));
   END IF;
 END $$;
 COMMENT ON FUNCTION settle_payments IS 'Ends a batch of attempts by what their gateways said: see the migration.';

@@ -1,0 +1,55 @@
+import { z } from "zod";
+import type { GatewayEvent } from "./gateways/gateway.ts";
+
+/** A text that the database can keep: vendors' own words may hold anything. */
+const word = z.string().transform((text) => text.replaceAll("\u0000", ""));
+const money = z.object({ currency: z.string(), minor: z.string().transform(BigInt) });
+const gateway = z.enum(["stripe", "adyen", "sandbox-primary", "sandbox-backup"]);
+
+const captured = z.object({
+  outcome: z.literal("captured"),
+  transactionId: word,
+  captured: money,
+  responseCode: word,
+});
+const declined = z.object({ outcome: z.literal("declined"), reason: word, responseCode: word });
+const completed = z.object({ outcome: z.literal("completed"), transactionId: word, refunded: money, responseCode: word });
+const failed = z.object({ outcome: z.literal("failed"), reason: word, responseCode: word });
+
+const dispute = {
+  reference: z.string().optional(),
+  transactionId: z.string().optional(),
+  disputeId: z.string(),
+  amount: money,
+  reason: word,
+};
+
+const fact = z.discriminatedUnion("type", [
+  z.object({ type: z.literal("charge_captured"), reference: z.string(), result: captured }),
+  z.object({ type: z.literal("charge_declined"), reference: z.string(), result: declined }),
+  z.object({ type: z.literal("charge_voided"), reference: z.string() }),
+  z.object({ type: z.literal("refund_completed"), reference: z.string(), key: z.string(), result: completed }),
+  z.object({ type: z.literal("refund_failed"), reference: z.string(), key: z.string(), result: failed }),
+  z.object({ type: z.literal("dispute_opened"), ...dispute }),
+  z.object({ type: z.literal("dispute_won"), ...dispute }),
+  z.object({ type: z.literal("dispute_lost"), ...dispute }),
+]);
+
+const stored = fact.and(
+  z.object({ id: z.string(), gateway, occurTime: z.iso.datetime().transform((time) => new Date(time)) }),
+);
+
+/** An event as it is kept between its coming and its job. */
+export type StoredEvent = z.output<typeof stored>;
+
+/** An event as JSON, which knows no bigint. */
+export function writeEvent(event: GatewayEvent): string {
+  const json = JSON.stringify(event, (_, value) => (typeof value === "bigint" ? String(value) : value));
+  // PostgreSQL keeps any text but this character.
+  return json.replaceAll("\\u0000", "");
+}
+
+/** @throws ZodError when it was written by code that knew other events. */
+export function readEvent(json: unknown): StoredEvent {
+  return stored.parse(json);
+}

@@ -1,0 +1,198 @@
+import { randomUUID } from "node:crypto";
+import { expect } from "chai";
+import pg from "pg";
+import { OrderStatus } from "../../gen/tradepost/order/v1/order_pb.js";
+import { sql } from "../support/database.ts";
+import {
+  anAddress,
+  money,
+  newAdmin,
+  newOrder,
+  newProduct,
+  orderOf,
+  type Person,
+  present,
+} from "../support/factories.ts";
+import { until } from "../support/process.ts";
+import { refusalOf, tally } from "../support/refusals.ts";
+import { useServer } from "../support/server.ts";
+import { faultsOfBooks } from "./books.ts";
+import { newBuyers, signedInAs } from "./buyers.ts";
+
+describe("what the database refuses", () => {
+  const server = useServer();
+  let admin: Person;
+  let buyer: Person;
+  before(async () => {
+    admin = await newAdmin(server);
+  });
+  beforeEach(async () => {
+    [buyer] = (await newBuyers(server, 1)) as [Person];
+  });
+  afterEach(async () => {
+    expect(await faultsOfBooks(server.database)).to.deep.equal([]);
+  });
+
+  /** Carries statements out by hand, and commits them when `call` waits for what they have locked. */
+  async function beforeItsWrite<T>(statements: readonly string[], call: () => Promise<T>): Promise<T> {
+    const session = new pg.Client({ connectionString: server.database.url });
+    await session.connect();
+    try {
+      await session.query("BEGIN");
+      for (const statement of statements) await session.query(statement);
+      const answer = call();
+      await until("the call waits for the lock", async () => {
+        const [waiting] = await sql(
+          server.database,
+          "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        );
+        return waiting === undefined ? undefined : true;
+      });
+      await session.query("COMMIT");
+      return await answer;
+    } finally {
+      await session.end();
+    }
+  }
+
+  describe("while an order is being placed", () => {
+    it("a product that is deleted is not available", async () => {
+      const product = await newProduct(admin, { stock: 5 });
+      const statements = [
+        `DELETE FROM stock_movements WHERE product_id = '${product.id}'`,
+        `DELETE FROM products WHERE id = '${product.id}'`,
+      ];
+      const refusal = await beforeItsWrite(statements, () => refusalOf(newOrder(buyer, [[product, 1]])));
+      expect(refusal).to.include({ code: "FailedPrecondition", reason: "PRODUCT_UNAVAILABLE" });
+    });
+
+    it("a product that is made inactive is not available, and one whose price changes costs the new price", async () => {
+      const [one, other] = await Promise.all([newProduct(admin), newProduct(admin)]);
+      const inactive = [`UPDATE products SET active = false WHERE id = '${one.id}'`];
+      const refusal = await beforeItsWrite(inactive, () => refusalOf(newOrder(buyer, [[one, 1]])));
+      expect(refusal.reason).to.equal("PRODUCT_UNAVAILABLE");
+      const dearer = [`UPDATE products SET price = 12.34 WHERE id = '${other.id}'`];
+      const order = await beforeItsWrite(dearer, () => newOrder(buyer, [[other, 2]]));
+      expect(order.totalAmount).to.include({ units: 24n, nanos: 680_000_000 });
+    });
+
+    it("a customer who is deleted by hand is not active", async () => {
+      const product = await newProduct(admin);
+      const statements = [`DELETE FROM users WHERE id = '${buyer.id}'`];
+      const refusal = await beforeItsWrite(statements, () => refusalOf(newOrder(buyer, [[product, 1]])));
+      expect(refusal).to.include({ code: "FailedPrecondition", reason: "CUSTOMER_INACTIVE" });
+    });
+
+    it("an address that is deleted by hand is not the customer's any more", async () => {
+      const product = await newProduct(admin);
+      const { address } = await buyer.users.createAddress({ address: anAddress });
+      const { id: shippingAddressId } = present(address);
+      const statements = [`DELETE FROM addresses WHERE id = '${shippingAddressId}'`];
+      const refusal = await beforeItsWrite(statements, () =>
+        refusalOf(newOrder(buyer, [[product, 1]], { shippingAddressId })),
+      );
+      expect(refusal).to.include({ code: "FailedPrecondition", reason: "ADDRESS_INVALID" });
+    });
+
+    it("an address that its owner removes is refused, or the order keeps it as it was", async () => {
+      const product = await newProduct(admin);
+      const { address } = await buyer.users.createAddress({ address: anAddress });
+      const { id: shippingAddressId } = present(address);
+      const orders = Array.from({ length: 20 }, () => newOrder(buyer, [[product, 1]], { shippingAddressId }));
+      const removal = buyer.users.deleteAddress({ addressId: shippingAddressId });
+      const { ok = 0, ADDRESS_INVALID: refused = 0 } = await tally(orders);
+      await removal;
+      expect(ok + refused).to.equal(20);
+      for (const result of await Promise.allSettled(orders)) {
+        if (result.status === "fulfilled") expect(result.value.shippingAddress).to.include(anAddress);
+      }
+      const late = newOrder(buyer, [[product, 1]], { shippingAddressId });
+      expect((await refusalOf(late)).reason).to.equal("ADDRESS_INVALID");
+    });
+
+    it("a batch-mate whose customer is deleted by hand costs the others nothing", async () => {
+      const product = await newProduct(admin);
+      const [gone, ...others] = await newBuyers(server, 6);
+      const statements = [
+        `SELECT FROM products WHERE id = '${product.id}' FOR UPDATE`,
+        `DELETE FROM users WHERE id = '${present(gone).id}'`,
+      ];
+      const outcomes = await beforeItsWrite(statements, () =>
+        tally([present(gone), ...others].map((each) => newOrder(each, [[product, 1]]))),
+      );
+      expect(outcomes).to.deep.equal({ ok: 5, CUSTOMER_INACTIVE: 1 });
+    });
+  });
+
+  describe("of callers whose account does not exist any more", () => {
+    let ghost: Person;
+    before(async () => {
+      const id = randomUUID();
+      ghost = await signedInAs(server, { id, email: `${id}@tradepost.example` }, "ADMIN");
+    });
+    const gone = { code: "Unauthenticated", reason: "TOKEN_INVALID" };
+
+    it("refuses to place orders, for themselves as for others", async () => {
+      const product = await newProduct(admin);
+      expect((await refusalOf(newOrder(ghost, [[product, 1]]))).reason).to.equal("CUSTOMER_INACTIVE");
+      expect(await refusalOf(newOrder(ghost, [[product, 1]], { customerId: buyer.id }))).to.include(gone);
+    });
+
+    it("refuses to cancel, also in a batch", async () => {
+      const order = await newOrder(buyer, [[await newProduct(admin), 1]]);
+      expect(await refusalOf(ghost.orders.cancelOrder({ orderId: order.id }))).to.include(gone);
+      const updates = [{ orderId: order.id, status: OrderStatus.CANCELLED }];
+      expect(await refusalOf(ghost.orders.batchUpdateOrderStatuses({ updates }))).to.include(gone);
+      expect((await buyer.orders.getOrder({ orderId: order.id })).order?.status).to.equal(OrderStatus.CONFIRMED);
+    });
+
+    it("refuses to change stock", async () => {
+      const product = await newProduct(admin);
+      const adjustment = { requestId: randomUUID(), productId: product.id, delta: 1, reason: "Found" };
+      expect(await refusalOf(ghost.catalog.adjustStock(adjustment))).to.include(gone);
+      const stocked = { name: "Widget", price: money("1.00"), stockQuantity: 1 };
+      expect(await refusalOf(ghost.catalog.createProduct({ product: stocked }))).to.include(gone);
+    });
+  });
+
+  describe("ids in upper case", () => {
+    it("are the same ids: one product, one request, one order", async () => {
+      const product = await newProduct(admin, { stock: 10 });
+      const upper = { id: product.id.toUpperCase() };
+      const { address } = await buyer.users.createAddress({ address: anAddress });
+      const shippingAddressId = present(address).id;
+      const request = orderOf(
+        [
+          [product, 1],
+          [upper, 2],
+        ],
+        { shippingAddressId },
+      );
+      const shouted = {
+        ...orderOf([[upper, 3]]),
+        requestId: request.requestId.toUpperCase(),
+        shippingAddressId: shippingAddressId.toUpperCase(),
+      };
+      const answers = await Promise.all([buyer.orders.createOrder(request), buyer.orders.createOrder(shouted)]);
+      const [order, same] = answers.map((answer) => present(answer.order));
+      expect(order?.items.map(({ quantity }) => quantity)).to.deep.equal([3]);
+      expect(same?.id).to.equal(order?.id);
+
+      const orderId = present(order).id.toUpperCase();
+      expect((await buyer.orders.getOrder({ orderId })).order?.id).to.equal(order?.id);
+      expect((await buyer.orders.cancelOrder({ orderId })).order?.status).to.equal(OrderStatus.CANCELLED);
+      expect(
+        (
+          await refusalOf(
+            newOrder(buyer, [
+              [product, 6_000],
+              [upper, 6_000],
+            ]),
+          )
+        ).reasons,
+      ).to.deep.equal({
+        items: "QUANTITY_TOO_LARGE",
+      });
+    });
+  });
+});
