@@ -14,11 +14,24 @@ import { CatalogStore } from "./orders/catalog-store.ts";
 import { expireOrders } from "./orders/expire-orders.ts";
 import { OrderFeed } from "./orders/order-feed.ts";
 import { OrderStore } from "./orders/store.ts";
+import { DisputeStore } from "./payments/dispute-store.ts";
+import type { FraudCheck } from "./payments/fraud.ts";
+import { FraudFactStore } from "./payments/fraud-fact-store.ts";
+import { fraudRules } from "./payments/fraud-rules.ts";
+import { remoteFraudCheck } from "./payments/fraud-service.ts";
 import type { Gateways } from "./payments/gateways/gateways.ts";
+import { PaymentHistoryStore } from "./payments/payment-history-store.ts";
+import { paymentJobs } from "./payments/payment-jobs.ts";
+import { webhookJobs } from "./payments/process-webhook.ts";
+import { forgetWebhooks } from "./payments/receive-webhook.ts";
 import { reconcilePayments } from "./payments/reconcile-payments.ts";
+import { reconcileRefunds } from "./payments/reconcile-refunds.ts";
+import { refundJobs } from "./payments/refund-jobs.ts";
+import { RefundStore } from "./payments/refund-store.ts";
 import { reverseCharges } from "./payments/reverse-charges.ts";
-import { type FraudCheck, noFraudRules } from "./payments/screen.ts";
+import { RewardStore } from "./payments/reward-store.ts";
 import { PaymentStore } from "./payments/store.ts";
+import { WebhookStore } from "./payments/webhook-store.ts";
 import { rateLimits } from "./rate-limits.ts";
 import { derivedKey, keptSecretKey } from "./secret-key.ts";
 import { Metrics } from "./telemetry/metrics.ts";
@@ -47,6 +60,7 @@ interface Parts {
   readonly databaseUrl: string;
   readonly gateways: Gateways;
   readonly metrics?: Metrics;
+  /** Not given: as the settings want it. */
   readonly fraud?: FraudCheck;
   /** Not given: as the settings want it. */
   readonly mail?: Mail;
@@ -54,6 +68,11 @@ interface Parts {
 }
 
 export const systemClock: Clock = { now: () => new Date() };
+
+/** The fraud check as the settings want it: the service of FRAUD_URL, otherwise our own rules. */
+function openFraudCheck({ fraud: { url, rules, ...rest } }: Config): FraudCheck {
+  return url === undefined ? fraudRules(rules) : remoteFraudCheck({ url, ...rest });
+}
 
 export function openDatabase({ database }: Config, url: string): Database {
   return new Database({ url, poolMax: database.poolMax, prepared: database.prepared });
@@ -66,7 +85,7 @@ export async function assemble({
   databaseUrl,
   gateways,
   metrics = new Metrics(openTelemetry.getMeter("tradepost")),
-  fraud = noFraudRules,
+  fraud = openFraudCheck(config),
   mail = openMail(config, log),
   clock = systemClock,
 }: Parts): Promise<Deps> {
@@ -114,6 +133,12 @@ export async function assemble({
     orders,
     orderFeed,
     payments: new PaymentStore(db),
+    paymentHistory: new PaymentHistoryStore(db),
+    rewards: new RewardStore(db),
+    fraudFacts: new FraudFactStore(db, config.fraud.rules),
+    refunds: new RefundStore(db),
+    disputes: new DisputeStore(db),
+    webhooks: new WebhookStore(db),
     gateways,
     metrics,
     fraud,
@@ -134,7 +159,7 @@ export async function disconnect({
 
 /** The handlers of every job that a feature enqueues. */
 export function jobHandlers(deps: Deps): JobHandlers {
-  return { ...accountJobs(deps), ...avatarJobs(deps) };
+  return { ...accountJobs(deps), ...avatarJobs(deps), ...paymentJobs(deps), ...refundJobs(deps), ...webhookJobs(deps) };
 }
 
 const MINUTE_MS = 60_000;
@@ -145,6 +170,8 @@ export function sweeps(deps: Deps): readonly Omit<Parameters<typeof startSweep>[
     { name: "expire-orders", intervalMs: 1_000, run: () => expireOrders(deps) },
     { name: "reconcile-payments", intervalMs: 1_000, run: () => reconcilePayments(deps) },
     { name: "reverse-charges", intervalMs: 1_000, run: () => reverseCharges(deps) },
+    { name: "reconcile-refunds", intervalMs: 1_000, run: () => reconcileRefunds(deps) },
+    { name: "forget-webhooks", intervalMs: 10 * MINUTE_MS, run: () => forgetWebhooks(deps) },
     { name: "clean-up-sessions", intervalMs: 10 * MINUTE_MS, run: () => cleanUpSessions(deps) },
   ];
 }

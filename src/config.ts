@@ -133,6 +133,7 @@ const settings = z.object({
   RESERVATION_MINUTES: whole(30, 1, 1440).describe("How long an order with `await_payment` holds its stock"),
   SUPPORTED_CURRENCIES: currencies.describe("ISO 4217 codes that payments may use, comma-separated"),
   MAX_PAYMENT_AMOUNT: amounts("USD:10000.00,EUR:10000.00").describe("Largest payment of each currency"),
+  REFUND_WINDOW_DAYS: whole(30, 0, 3_650).describe("For how long a completed payment can be refunded"),
   PAYMENT_GATEWAY_PRIMARY: gateway.default("sandbox-primary").describe("Gateway that is charged"),
   PAYMENT_GATEWAY_BACKUP: z
     .union([gateway, z.literal("none")])
@@ -282,6 +283,7 @@ function derive(set: z.output<typeof settings>) {
     payments: {
       currencies: set.SUPPORTED_CURRENCIES,
       maxAmounts: set.MAX_PAYMENT_AMOUNT,
+      refundWindowDays: set.REFUND_WINDOW_DAYS,
       primary: set.PAYMENT_GATEWAY_PRIMARY,
       backup: set.PAYMENT_GATEWAY_BACKUP === "none" ? undefined : set.PAYMENT_GATEWAY_BACKUP,
       sandboxPort: set.SANDBOX_PORT,

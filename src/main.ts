@@ -14,12 +14,14 @@ import { startWorker } from "./jobs/worker.ts";
 import { onStopRequest, type StopReason } from "./parent.ts";
 import type { Gateways } from "./payments/gateways/gateways.ts";
 import { reachSandbox } from "./payments/gateways/reach-sandbox.ts";
+import { resilient } from "./payments/gateways/resilient.ts";
 import { createSandboxGateway } from "./payments/gateways/sandbox.ts";
 import { startServer, tryAddress } from "./server/server.ts";
 import { prepareDatabase, startPostgres } from "./service-database.ts";
 import { Started } from "./started.ts";
 import { type Greeting, greeting } from "./telemetry/greeting.ts";
 import { createLog } from "./telemetry/log.ts";
+import { startTelemetry } from "./telemetry/open-telemetry.ts";
 import { within } from "./time-limit.ts";
 
 /** Longer than each part's own bound, so that only a part that breaks its word is left behind. */
@@ -103,8 +105,13 @@ class Service {
     const applied = await this.#step(() => prepareDatabase(config, databaseUrl));
     if (applied.length > 0) log.info({ applied }, "database migrated");
 
+    const telemetry = await this.#step(() => startTelemetry(config.telemetry, log));
+    this.#started.add("telemetry", () => telemetry.stop(), STOP_TIMEOUT_MS);
+    if (telemetry.url !== undefined) log.info({ url: telemetry.url }, "metrics can be read");
+
     const gateways = await this.#startGateways();
-    const deps = await this.#step(() => assemble({ config, log, databaseUrl, gateways }));
+    const { metrics } = telemetry;
+    const deps = await this.#step(() => assemble({ config, log, databaseUrl, gateways, metrics }));
     this.#started.add("database connections", () => disconnect(deps), STOP_TIMEOUT_MS);
     this.#started.add("mail", async () => deps.mail.close(), STOP_TIMEOUT_MS);
     const embedded = claim !== undefined;
@@ -158,7 +165,7 @@ class Service {
     const sandbox = await this.#step(() => reachSandbox(options));
     this.#started.add("sandbox", () => sandbox.close(), STOP_TIMEOUT_MS);
     const connect = (name: "sandbox-primary" | "sandbox-backup") => {
-      const gateway = createSandboxGateway({ name, baseUrl: sandbox.url });
+      const gateway = resilient(createSandboxGateway({ name, baseUrl: sandbox.url }), this.#log);
       this.#started.add(name, async () => gateway.close(), STOP_TIMEOUT_MS);
       return gateway;
     };

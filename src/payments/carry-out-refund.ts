@@ -86,7 +86,10 @@ export async function settleRefund(
     const unnoticed = createdBy === null || settled.was === "COMPLETED";
     log[unnoticed ? "error" : "warn"]({ ...about, was: settled.was, reason: result.reason }, "refund failed");
   } else if (result.refunded.currency !== amount.currency || result.refunded.minor !== toMinor(amount)) {
-    log.error({ ...about, refunded: String(result.refunded.minor) }, "another amount was refunded: a person has to look");
+    log.error(
+      { ...about, refunded: String(result.refunded.minor) },
+      "another amount was refunded: a person has to look",
+    );
   }
 }
 

@@ -288,6 +288,10 @@ function moneyOf({ currency, minor }: GatewayMoney) {
   return fromMinor(currency, minor);
 }
 
+function gatewayMoneyOf({ amount }: Pick<Payment, "amount">): GatewayMoney {
+  return { currency: amount.currency, minor: toMinor(amount) };
+}
+
 /** Time for one call of a gateway, in milliseconds: a share of what is left until the deadline, within bounds. */
 export function timeoutOf(deadline: number, maxMs: number, share: number): number {
   const leftMs = (deadline - Date.now() - SETTLE_RESERVE_MS) * share;

@@ -71,7 +71,8 @@ interface ReversalRow {
   readonly currency: string;
 }
 
-interface PaymentRow {
+/** A row of {@link PAYMENT}. */
+export interface PaymentRow {
   readonly id: string;
   readonly customer_id: string;
   readonly order_id: string | null;
@@ -101,7 +102,8 @@ interface AttemptRow {
   readonly create_time: Date;
 }
 
-const PAYMENT = `p.id, p.customer_id, p.order_id, p.currency, p.amount, p.status, p.card_token, p.billing_country,
+/** The columns of a payment, from a source named `p`. */
+export const PAYMENT = `p.id, p.customer_id, p.order_id, p.currency, p.amount, p.status, p.card_token, p.billing_country,
        p.risk_level, p.risk_factors, p.gateway, p.gateway_transaction_id, p.gateway_response_code, p.failure_reason,
        p.refunded_amount, p.create_time, p.process_time`;
 const ATTEMPT = "a.id, a.payment_id, a.number, a.gateway, a.gateway_reference, a.state, a.create_time";
@@ -414,7 +416,7 @@ export class PaymentStore {
   }
 }
 
-function toPayment(row: PaymentRow): Payment {
+export function toPayment(row: PaymentRow): Payment {
   const money = (amount: string): Money => fromDecimal(row.currency, amount);
   return {
     id: row.id,

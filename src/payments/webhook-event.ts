@@ -1,27 +1,30 @@
 import { z } from "zod";
 import type { GatewayEvent } from "./gateways/gateway.ts";
 
-/** A text that the database can keep: vendors' own words may hold anything. */
-const word = z.string().transform((text) => text.replaceAll("\u0000", ""));
 const money = z.object({ currency: z.string(), minor: z.string().transform(BigInt) });
 const gateway = z.enum(["stripe", "adyen", "sandbox-primary", "sandbox-backup"]);
 
 const captured = z.object({
   outcome: z.literal("captured"),
-  transactionId: word,
+  transactionId: z.string(),
   captured: money,
-  responseCode: word,
+  responseCode: z.string(),
 });
-const declined = z.object({ outcome: z.literal("declined"), reason: word, responseCode: word });
-const completed = z.object({ outcome: z.literal("completed"), transactionId: word, refunded: money, responseCode: word });
-const failed = z.object({ outcome: z.literal("failed"), reason: word, responseCode: word });
+const declined = z.object({ outcome: z.literal("declined"), reason: z.string(), responseCode: z.string() });
+const completed = z.object({
+  outcome: z.literal("completed"),
+  transactionId: z.string(),
+  refunded: money,
+  responseCode: z.string(),
+});
+const failed = z.object({ outcome: z.literal("failed"), reason: z.string(), responseCode: z.string() });
 
 const dispute = {
   reference: z.string().optional(),
   transactionId: z.string().optional(),
   disputeId: z.string(),
   amount: money,
-  reason: word,
+  reason: z.string(),
 };
 
 const fact = z.discriminatedUnion("type", [
@@ -42,11 +45,17 @@ const stored = fact.and(
 /** An event as it is kept between its coming and its job. */
 export type StoredEvent = z.output<typeof stored>;
 
-/** An event as JSON, which knows no bigint. */
+/** An event as JSON, which knows no bigint, in characters that the database can keep. */
 export function writeEvent(event: GatewayEvent): string {
-  const json = JSON.stringify(event, (_, value) => (typeof value === "bigint" ? String(value) : value));
-  // PostgreSQL keeps any text but this character.
-  return json.replaceAll("\\u0000", "");
+  return JSON.stringify(event, (_, value) => {
+    if (typeof value === "bigint") return String(value);
+    return typeof value === "string" ? storable(value) : value;
+  });
+}
+
+/** A vendor's text without what PostgreSQL takes in no text. */
+export function storable(text: string): string {
+  return text.replaceAll("\0", "").toWellFormed();
 }
 
 /** @throws ZodError when it was written by code that knew other events. */

@@ -17,6 +17,7 @@ import { auth } from "./interceptors/auth.ts";
 import { deadline } from "./interceptors/deadline.ts";
 import { errors } from "./interceptors/errors.ts";
 import { logging } from "./interceptors/logging.ts";
+import { measuring } from "./interceptors/measuring.ts";
 import { rateLimit } from "./interceptors/rate-limit.ts";
 import { validate } from "./interceptors/validate.ts";
 import { reflectionRoutes } from "./reflection.ts";
@@ -42,9 +43,10 @@ export function routes(deps: Deps, health: HealthState): (router: ConnectRouter)
 }
 
 /** What every call passes through, outermost first. */
-export function interceptors({ log, securityLog, tokens, clock, config, rateLimits }: Deps): Interceptor[] {
+export function interceptors({ log, metrics, securityLog, tokens, clock, config, rateLimits }: Deps): Interceptor[] {
   const rules = [...authRules, ...userRules, ...catalogRules, ...orderRules, ...paymentRules(config.payments)];
   return [
+    measuring(metrics),
     logging(log),
     errors(),
     deadline(),

@@ -10,6 +10,7 @@ import { createHealth } from "./health.ts";
 import { bind, checkTls, type TlsOptions } from "./listener/bind.ts";
 import { listen, type NodeReq, type NodeRes } from "./listener.ts";
 import { interceptors, routes, services } from "./routes.ts";
+import { serveWebhooks, WEBHOOKS_PATH } from "./webhooks.ts";
 
 const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
 
@@ -55,6 +56,7 @@ export async function startServer(deps: Deps, { host, port }: { host: string; po
     http: {
       "/.well-known/jwks.json": (_req, res) => sendJwks(deps, res),
       [AVATARS_PATH]: serveAvatars(files, log),
+      [WEBHOOKS_PATH]: serveWebhooks(deps),
     },
     contextValues: (req) => describeCall(req, config.trustProxy),
     ...(config.corsOrigins.length > 0 && { cors: { origins: config.corsOrigins } }),

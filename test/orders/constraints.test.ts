@@ -33,25 +33,40 @@ describe("what the database refuses", () => {
     expect(await faultsOfBooks(server.database)).to.deep.equal([]);
   });
 
-  /** Carries statements out by hand, and commits them when `call` waits for what they have locked. */
-  async function beforeItsWrite<T>(statements: readonly string[], call: () => Promise<T>): Promise<T> {
+  /** A session of somebody who changes rows by hand; it has begun a transaction. */
+  async function byHand(...statements: readonly string[]): Promise<{ commit(): Promise<void> }> {
     const session = new pg.Client({ connectionString: server.database.url });
     await session.connect();
+    await session.query("BEGIN");
+    for (const statement of statements) await session.query(statement);
+    return {
+      async commit() {
+        await session.query("COMMIT");
+        await session.end();
+      },
+    };
+  }
+
+  const waiting = (count: number) =>
+    until(`${count} calls wait for a lock`, async () => {
+      const waits = await sql(
+        server.database,
+        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+      );
+      return waits.length >= count ? true : undefined;
+    });
+
+  /** Carries statements out by hand, and commits them when `call` waits for what they have locked. */
+  async function beforeItsWrite<T>(statements: readonly string[], call: () => Promise<T>): Promise<T> {
+    const hand = await byHand(...statements);
     try {
-      await session.query("BEGIN");
-      for (const statement of statements) await session.query(statement);
       const answer = call();
-      await until("the call waits for the lock", async () => {
-        const [waiting] = await sql(
-          server.database,
-          "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
-        );
-        return waiting === undefined ? undefined : true;
-      });
-      await session.query("COMMIT");
+      await waiting(1);
+      await hand.commit();
       return await answer;
-    } finally {
-      await session.end();
+    } catch (error) {
+      await hand.commit().catch(() => {});
+      throw error;
     }
   }
 
@@ -112,14 +127,22 @@ describe("what the database refuses", () => {
 
     it("a batch-mate whose customer is deleted by hand costs the others nothing", async () => {
       const product = await newProduct(admin);
-      const [gone, ...others] = await newBuyers(server, 6);
-      const statements = [
-        `SELECT FROM products WHERE id = '${product.id}' FOR UPDATE`,
-        `DELETE FROM users WHERE id = '${present(gone).id}'`,
-      ];
-      const outcomes = await beforeItsWrite(statements, () =>
-        tally([present(gone), ...others].map((each) => newOrder(each, [[product, 1]]))),
-      );
+      const blocked = await newProduct(admin);
+      const buyers = await newBuyers(server, 6);
+      const deletion = await byHand(`DELETE FROM users WHERE id = '${present(buyers[2]).id}'`);
+      const lock = await byHand(`SELECT FROM products WHERE id = '${blocked.id}' FOR UPDATE`);
+      // While both lanes wait for the lock the others gather, and then go together as far as the deletion lets them.
+      const first = [newOrder(buyer, [[blocked, 1]])];
+      await waiting(1);
+      first.push(newOrder(buyer, [[blocked, 1]]));
+      await waiting(2);
+      const calls = buyers.map((each) => newOrder(each, [[product, 1]]));
+      await admin.catalog.listProducts({ pageSize: 1 });
+      await lock.commit();
+      await Promise.all(first);
+      await waiting(1);
+      await deletion.commit();
+      const outcomes = await tally(calls);
       expect(outcomes).to.deep.equal({ ok: 5, CUSTOMER_INACTIVE: 1 });
     });
   });

@@ -12,11 +12,11 @@ import { AuthService } from "../../gen/tradepost/user/v1/auth_service_pb.js";
 import { DEMO_PASSWORD } from "../../src/demo.ts";
 import { createDatabase, sql, type TestDatabase } from "../support/database.ts";
 import { orderOf, present } from "../support/factories.ts";
-import { type ServiceProcess, until, usePrograms } from "../support/process.ts";
+import { processTree, type ServiceProcess, until, usePrograms } from "../support/process.ts";
 import { type Refusal, refusalOf } from "../support/refusals.ts";
 import { faultsOfBooks } from "./books.ts";
 
-const STOCK = 5_000;
+const STOCK = 100_000;
 /** What waits in a crowd may wait long where the machine has other work, too. */
 const PATIENTLY = { timeoutMs: 60_000 };
 /** A client that repeats a call gives up at last. */
@@ -111,24 +111,29 @@ describe("orders and crashes", function () {
       it(`${what}: clients are told to come back, and coming back places each order once`, async () => {
         const stocked = { name: "Widget", price: { currencyCode: "USD", units: 1n, nanos: 0 }, stockQuantity: STOCK };
         const product = present((await session.catalog.createProduct({ product: stocked })).product);
-        const requests = Array.from({ length: 400 }, () => orderOf([[product, 1]]));
         const refusals: Refusal[] = [];
         let placed = 0;
-        let harmed = Promise.resolve();
-        const ids = await Promise.all(
-          requests.map(async (request) => {
-            const id = await placeAtLast(session, request, refusals);
+        let harming = true;
+        const shopping = Array.from({ length: 20 }, async () => {
+          const ids: string[] = [];
+          while (harming) {
+            ids.push(await placeAtLast(session, orderOf([[product, 1]]), refusals));
             placed++;
-            if (placed % 100 === 50 && placed < 300) harmed = harmed.then(() => harm(url));
-            return id;
-          }),
-        );
-        await harmed;
-        expect(new Set(ids).size).to.equal(requests.length);
+          }
+          return ids;
+        });
+        for (let times = 1; times <= 3; times++) {
+          const before = placed;
+          await until("orders are being placed", () => (placed >= before + 50 ? true : undefined));
+          await harm(url, service);
+        }
+        harming = false;
+        const ids = (await Promise.all(shopping)).flat();
+        expect(new Set(ids).size).to.equal(ids.length);
         const told = new Set(refusals.map(({ code, reason }) => `${code} ${reason}`));
         expect([...told]).to.deep.equal(["Unavailable DATABASE_UNAVAILABLE"]);
         const rows = await ask<{ orders: number; stock: number }>(url, COUNT, [product.id]);
-        expect(rows).to.deep.equal([{ orders: requests.length, stock: STOCK - requests.length }]);
+        expect(rows).to.deep.equal([{ orders: ids.length, stock: STOCK - ids.length }]);
       });
     }
   });
@@ -161,9 +166,12 @@ async function terminateBackends(url: string): Promise<void> {
   await ask(url, `SELECT pg_terminate_backend(pid) FROM (SELECT ${BACKENDS}) backends`);
 }
 
-async function killBackend(url: string): Promise<void> {
-  const [backend] = await ask<{ pid: number }>(url, `SELECT ${BACKENDS} AND state = 'active' LIMIT 1`);
-  if (backend !== undefined) process.kill(backend.pid, "SIGKILL");
+async function killBackend(url: string, { pid: service }: ServiceProcess): Promise<void> {
+  const [backend] = await ask<{ pid: number }>(url, `SELECT ${BACKENDS} LIMIT 1`);
+  const processes = await processTree(service);
+  const found = processes.find(({ pid }) => pid === backend?.pid);
+  if (found === undefined) throw new Error(`there is no backend among ${JSON.stringify(processes)}`);
+  process.kill(found.pid, "SIGKILL");
 }
 
 /** Asks PostgreSQL over a connection of its own, again while it restarts. */

@@ -52,7 +52,7 @@ function isOurFault(error: unknown): error is ConnectError {
 }
 
 /** Passes a stream on and tells once how it ended: by itself, by an error, or because its reader left. */
-async function* ending<T>(stream: AsyncIterable<T>, end: (error?: unknown) => void): AsyncGenerator<T> {
+export async function* ending<T>(stream: AsyncIterable<T>, end: (error?: unknown) => void): AsyncGenerator<T> {
   let fault: unknown;
   try {
     yield* stream;

@@ -488,7 +488,9 @@ export declare const PaymentService: GenService<{
    * Gives money back by the gateway that took it. Repeated with the same `request_id` it answers with the refund as it
    * is now.
    * Errors: NOT_FOUND PAYMENT_NOT_FOUND; FAILED_PRECONDITION PAYMENT_NOT_REFUNDABLE, REFUND_WINDOW_EXPIRED,
-   * REFUND_EXCEEDS_PAYMENT; INVALID_ARGUMENT REQUEST_ID_REUSED when the id came with another request.
+   * REFUND_EXCEEDS_PAYMENT (with the figures as metadata), TOO_MANY_REFUNDS; ABORTED REQUEST_IN_PROGRESS with RetryInfo
+   * while the same request is still being carried out elsewhere; INVALID_ARGUMENT REQUEST_ID_REUSED when the id came
+   * with another request. An amount in another currency than the payment's is a faulty field: CURRENCY_MISMATCH.
    *
    * @generated from rpc tradepost.payment.v1.PaymentService.RefundPayment
    */
