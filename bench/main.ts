@@ -2,6 +2,7 @@
 
 const benches: Readonly<Record<string, () => Promise<void>>> = {
   accounts: async () => (await import("./accounts.ts")).accounts(),
+  orders: async () => (await import("./orders.ts")).orders(),
 };
 
 const [name = ""] = process.argv.slice(2);

@@ -16,6 +16,7 @@ import type { Gateways } from "./payments/gateways/gateways.ts";
 import { reachSandbox } from "./payments/gateways/reach-sandbox.ts";
 import { resilient } from "./payments/gateways/resilient.ts";
 import { createSandboxGateway } from "./payments/gateways/sandbox.ts";
+import { derivedKey, keptSecretKey } from "./secret-key.ts";
 import { startServer, tryAddress } from "./server/server.ts";
 import { prepareDatabase, startPostgres } from "./service-database.ts";
 import { Started } from "./started.ts";
@@ -39,6 +40,8 @@ class Service {
   readonly #started = new Started();
   readonly #stopping = new AbortController();
   #starting: Promise<void> = Promise.resolve();
+  /** Where our sandbox sends its webhooks. */
+  #webhookUrl: string | undefined;
   #drainMs: number;
 
   constructor(config: Config, log: Logger) {
@@ -120,6 +123,7 @@ class Service {
     await this.#step(async () => this.#startBackground(deps));
     const server = await this.#step(() => startServer(deps, config));
     this.#started.add("server", () => server.stop(this.#drainMs), config.drainMs + STOP_TIMEOUT_MS);
+    this.#webhookUrl = `${server.url}/webhooks/sandbox`;
     await claim?.update({ url: server.url });
     log.info({ url: server.url }, "serving");
     const accounts = await accountsOf(deps, embedded);
@@ -160,12 +164,15 @@ class Service {
   }
 
   async #startGateways(): Promise<Gateways> {
-    const { dataDir, payments } = this.#config;
+    const { dataDir, payments, tls, secretKey = keptSecretKey(dataDir) } = this.#config;
+    const webhookSecret = derivedKey(secretKey, "sandbox webhooks").toString("base64url");
     const options = { port: payments.sandboxPort, dataDir: join(dataDir, "sandbox"), log: this.#log };
-    const sandbox = await this.#step(() => reachSandbox(options));
+    // Our own port is known once the server listens. A certificate is for the name that clients use, not for this way.
+    const webhook = { url: () => this.#webhookUrl, secret: webhookSecret };
+    const sandbox = await this.#step(() => reachSandbox(tls === undefined ? { ...options, webhook } : options));
     this.#started.add("sandbox", () => sandbox.close(), STOP_TIMEOUT_MS);
     const connect = (name: "sandbox-primary" | "sandbox-backup") => {
-      const gateway = resilient(createSandboxGateway({ name, baseUrl: sandbox.url }), this.#log);
+      const gateway = resilient(createSandboxGateway({ name, baseUrl: sandbox.url, webhookSecret }), this.#log);
       this.#started.add(name, async () => gateway.close(), STOP_TIMEOUT_MS);
       return gateway;
     };

@@ -33,14 +33,14 @@ class Recorder {
 /** So many clients, each of which makes its next call as soon as the one before is answered: measures what is possible. */
 export async function closedLoop(
   { clients, durationMs }: { readonly clients: number; readonly durationMs: number },
-  call: LoadCall,
+  call: (client: number) => Promise<string>,
 ): Promise<Samples> {
   const recorder = new Recorder();
   const endAt = performance.now() + durationMs;
-  const client = async () => {
-    while (performance.now() < endAt) await recorder.record(call);
+  const run = async (client: number) => {
+    while (performance.now() < endAt) await recorder.record(() => call(client));
   };
-  await Promise.all(Array.from({ length: clients }, client));
+  await Promise.all(Array.from({ length: clients }, (_, client) => run(client)));
   return recorder.end();
 }
 

@@ -13,9 +13,13 @@ const OUTPUT_MAX_CHARS = 20_000;
 /** The service as `npm start` runs it, on a database of its own. */
 export interface BenchServer extends AsyncDisposable {
   readonly url: string;
+  readonly pid: number;
 }
 
-/** Starts the real program with an embedded PostgreSQL in a temporary folder, without rate limits. */
+/**
+ * Starts the real program without rate limits, its files in a temporary folder: the embedded PostgreSQL as well, unless
+ * the settings have a DATABASE_URL.
+ */
 export async function startServer(settings: Readonly<Record<string, string>> = {}): Promise<BenchServer> {
   const dataDir = await mkdtemp(join(tmpdir(), "tradepost-bench-"));
   const child = spawn(process.execPath, ["--disable-warning=ExperimentalWarning", join(ROOT, "src/main.ts")], {
@@ -36,7 +40,7 @@ export async function startServer(settings: Readonly<Record<string, string>> = {
     await rm(dataDir, { recursive: true, force: true });
   };
   try {
-    return { url: await greetingOf(child), [Symbol.asyncDispose]: stop };
+    return { url: await greetingOf(child), pid: child.pid ?? 0, [Symbol.asyncDispose]: stop };
   } catch (error) {
     await stop();
     throw error;
@@ -79,6 +83,10 @@ export class LoadProcess implements AsyncDisposable {
       else this.#task?.reject(new Error(answer.error));
     });
     this.#child.on("exit", (code) => this.#task?.reject(new Error(`the load process ended (${code})`)));
+  }
+
+  get pid(): number {
+    return this.#child.pid ?? 0;
   }
 
   /** Has one task done, and gives its result. One at a time. */

@@ -18,8 +18,7 @@ export function judgeByRules(payment: Payment, facts: FraudFacts, rules: FraudRu
   if (rules.blocklist.includes(payment.card.token)) return { riskLevel: "HIGH", riskFactors: ["blocklisted_token"] };
 
   const found: Readonly<Record<string, boolean>> = {
-    velocity:
-      facts.customerPayments > rules.maxCustomerPayments || facts.tokenCustomers > rules.maxTokenCustomers,
+    velocity: facts.customerPayments > rules.maxCustomerPayments || facts.tokenCustomers > rules.maxTokenCustomers,
     unusual_amount: isUnusual(payment.amount, facts, rules),
     country_mismatch: countriesDiffer(payment.card.billingCountry, facts.shippingCountry),
     new_account_large_amount: isLargeForNewAccount(payment, facts, rules),

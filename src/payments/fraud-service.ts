@@ -4,7 +4,7 @@ import { Agent as HttpsAgent } from "node:https";
 import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import { type Client, createClient, type Transport } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport } from "@connectrpc/connect-node";
-import { bulkhead, circuitBreaker, ConsecutiveBreaker, handleAll, wrap } from "cockatiel";
+import { bulkhead, ConsecutiveBreaker, circuitBreaker, handleAll, wrap } from "cockatiel";
 import { FraudService, RiskLevel } from "../../gen/tradepost/fraud/v1/fraud_service_pb.js";
 import type { Config } from "../config.ts";
 import { toMoneyMessage } from "../money.ts";

@@ -25,7 +25,10 @@ const pageWhere = (condition: string) => `SELECT * FROM payments
     WHERE ${condition} AND (create_time, id) < ($1, $2) AND create_time >= $3
     ORDER BY create_time DESC, id DESC LIMIT $4`;
 /** Of each status the newest ones, then the newest of those: what is read is in proportion to what is shown. */
-const pageByStatus = (statuses: string, condition: string) => `SELECT found.* FROM unnest(${statuses}::text[]) s (status)
+const pageByStatus = (
+  statuses: string,
+  condition: string,
+) => `SELECT found.* FROM unnest(${statuses}::text[]) s (status)
    CROSS JOIN LATERAL (${pageWhere(`${condition} AND status = s.status`)}) found
    ORDER BY found.create_time DESC, found.id DESC LIMIT $4`;
 

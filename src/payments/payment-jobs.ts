@@ -42,21 +42,18 @@ export function paymentJobs(deps: PaymentJobDeps): JobHandlers {
   };
 
   return {
-    "send-payment-confirmation": failuresIn(
-      "notification.payment_confirmation_failed",
-      async (payload, { signal }) => {
-        const payment = await completedPayment(payments, ofPayment.parse(payload).paymentId);
-        const email = await emailOf(deps, payment.customerId);
-        await send(email && paymentConfirmationMail(email, payment), signal);
-      },
-    ),
+    "send-payment-confirmation": failuresIn("notification.payment_confirmation_failed", async (payload, { signal }) => {
+      const payment = await completedPayment(payments, ofPayment.parse(payload).paymentId);
+      const email = await emailOf(deps, payment.customerId);
+      await send(email === undefined ? undefined : paymentConfirmationMail(email, payment), signal);
+    }),
 
     "send-refund-confirmation": failuresIn("notification.refund_confirmation_failed", async (payload, { signal }) => {
       const refund = await refunds.find(ofRefund.parse(payload).refundId);
       // What a bank has sent back since is not on its way any more.
       if (refund?.status !== "COMPLETED") return;
       const email = await emailOf(deps, refund.customerId);
-      await send(email && refundConfirmationMail(email, refund), signal);
+      await send(email === undefined ? undefined : refundConfirmationMail(email, refund), signal);
     }),
 
     "send-fraud-alert": failuresIn("notification.fraud_alert_failed", async (payload, { signal }) => {

@@ -13,7 +13,10 @@ export function paymentConfirmationMail(to: string, { id, orderId, amount, proce
 }
 
 /** Tells a customer that money is on its way back. */
-export function refundConfirmationMail(to: string, { id, paymentId, orderId, amount, processTime }: Refund): MailMessage {
+export function refundConfirmationMail(
+  to: string,
+  { id, paymentId, orderId, amount, processTime }: Refund,
+): MailMessage {
   const text = [
     `We have given back ${formatMoney(amount)}. Your bank may take a few days to show it.`,
     facts({

@@ -3,10 +3,10 @@ import { type Timestamp, timestampDate, timestampFromDate, timestampMs } from "@
 import type { ServiceImpl } from "@connectrpc/connect";
 import { type PaymentSchema, PaymentStatus } from "../../gen/tradepost/payment/v1/payment_pb.js";
 import {
-  type GetRewardsResponseSchema,
   ListPaymentsRequestSchema,
   type PaymentService,
   ProcessPaymentRequestSchema,
+  type RewardEntrySchema,
 } from "../../gen/tradepost/payment/v1/payment_service_pb.js";
 import { type Caller, callerOf, callOf } from "../call.ts";
 import { pageOf, readPage } from "../db/page.ts";
@@ -27,7 +27,9 @@ export function paymentRules(limits: PaymentLimits) {
       ...amountFaults(amount, limits),
       ...cardFaults(paymentMethod?.method.case === "card" ? paymentMethod.method.value : undefined),
     ]),
-    requestRule(ListPaymentsRequestSchema, ({ createTimeFrom, createTimeTo }) => rangeFaults(createTimeFrom, createTimeTo)),
+    requestRule(ListPaymentsRequestSchema, ({ createTimeFrom, createTimeTo }) =>
+      rangeFaults(createTimeFrom, createTimeTo),
+    ),
     ...refundRules,
   ];
 }
@@ -119,9 +121,7 @@ function failureReasonFor({ status, failureReason }: Payment, { role }: Pick<Cal
   return status === "FRAUD_DETECTED" && role !== "ADMIN" ? "Payment declined for security reasons" : failureReason;
 }
 
-function toEntryMessage(
-  entry: RewardEntry,
-): NonNullable<MessageInitShape<typeof GetRewardsResponseSchema>["entries"]>[number] {
+function toEntryMessage(entry: RewardEntry): MessageInitShape<typeof RewardEntrySchema> {
   const { id, paymentId, refundId, points, createTime } = entry;
   return { id, paymentId, refundId: refundId ?? "", points, createTime: timestampFromDate(createTime) };
 }

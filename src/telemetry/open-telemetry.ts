@@ -1,6 +1,6 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
-import { diag, DiagLogLevel, metrics as openTelemetry } from "@opentelemetry/api";
+import { DiagLogLevel, diag, metrics as openTelemetry } from "@opentelemetry/api";
 import type { IMetricReader } from "@opentelemetry/sdk-metrics";
 import type { Logger } from "pino";
 import type { Config } from "../config.ts";

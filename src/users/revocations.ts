@@ -128,35 +128,33 @@ export class Revocations {
 
   async #readNow(): Promise<void> {
     const startedAtMs = performance.now();
-    let read = this.#horizon === 0n ? await this.#readAll() : await this.#readNews();
+    let read = this.#horizon === 0n ? await this.#byPool(0n) : await this.#readNews();
     // Numbers that go back are another server's, which took the place of the one that we knew.
-    if (read.horizon < this.#horizon) read = await this.#readAll();
+    if (read.horizon < this.#horizon) read = await this.#byPool(0n);
     for (const revocation of read.revocations) this.#note(revocation);
     if (read.revocations.length > this.#maxEntries) this.#askForAll();
     this.#horizon = read.horizon;
     this.#freshAsOfMs = startedAtMs;
   }
 
-  #readAll(): Promise<RevocationsRead> {
-    const since = new Date(this.#nowMs() - KEEP_MS);
-    return this.#byPool(() => this.#parts.store.revocationsSince(since, this.#maxEntries + 1));
-  }
-
   /** By the connection that listens, so that a pool whose connections are all busy delays nobody; by the pool without. */
   async #readNews(): Promise<RevocationsRead> {
     const { store, listener } = this.#parts;
-    const limit = this.#maxEntries + 1;
     try {
-      return await store.revocationsFrom(this.#horizon, limit, listener);
+      return await store.readRevocations(this.#horizon, this.#since(), this.#maxEntries + 1, listener);
     } catch {
-      return this.#byPool(() => store.revocationsFrom(this.#horizon, limit));
+      return this.#byPool(this.#horizon);
     }
   }
 
+  #since(): Date {
+    return new Date(this.#nowMs() - KEEP_MS);
+  }
+
   /** One reading by the pool at a time, also when it hangs: each takes a connection. */
-  async #byPool(read: () => Promise<RevocationsRead>): Promise<RevocationsRead> {
+  async #byPool(horizon: bigint): Promise<RevocationsRead> {
     if (this.#poolRead !== undefined) throw databaseUnavailable(new Error("a reading by the pool still hangs"));
-    const reading = read();
+    const reading = this.#parts.store.readRevocations(horizon, this.#since(), this.#maxEntries + 1);
     this.#poolRead = reading;
     const end = () => {
       this.#poolRead = undefined;

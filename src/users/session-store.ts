@@ -142,36 +142,20 @@ export class SessionStore {
   }
 
   /**
-   * Reads the revocations of transactions from `horizon` on, at most `limit`: some again, none left out. Ids or times
-   * would leave out what was written earlier and committed later.
+   * Reads the revocations of transactions from `horizon` on (0n: of all) that were noted after `since`, at most `limit`:
+   * some again, none left out. Ids or times alone would leave out what was written earlier and committed later.
    */
-  async revocationsFrom(horizon: bigint, limit: number, connection: Connection = this.#db): Promise<RevocationsRead> {
-    return toRevocationsRead(
-      await connection.query<RevocationRow>(
-        {
-          name: "read-revocations-from",
-          text: `SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS horizon, r.session_id, r.min_generation
-                   FROM (SELECT) one LEFT JOIN session_revocations r ON r.transaction_id >= $1::xid8
-                  LIMIT $2`,
-        },
-        [String(horizon), limit],
-      ),
+  async readRevocations(
+    horizon: bigint,
+    since: Date,
+    limit: number,
+    connection: Connection = this.#db,
+  ): Promise<RevocationsRead> {
+    const rows = await connection.query<RevocationRow>(READ_REVOCATIONS, [String(horizon), since, limit]);
+    const revocations = rows.flatMap(({ session_id: sessionId, min_generation: minGeneration }) =>
+      sessionId === null ? [] : [{ sessionId, minGeneration }],
     );
-  }
-
-  /** Reads the revocations that were noted after `since`, at most `limit`. */
-  async revocationsSince(since: Date, limit: number): Promise<RevocationsRead> {
-    return toRevocationsRead(
-      await this.#db.query<RevocationRow>(
-        {
-          name: "read-revocations-since",
-          text: `SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS horizon, r.session_id, r.min_generation
-                   FROM (SELECT) one LEFT JOIN session_revocations r ON r.create_time > $1
-                  LIMIT $2`,
-        },
-        [since, limit],
-      ),
-    );
+    return { revocations, horizon: BigInt(rows[0]?.horizon ?? 0) };
   }
 
   /** Whether an access token of that generation is good, by the session itself. */
@@ -201,12 +185,13 @@ interface RevocationRow {
   readonly min_generation: number | null;
 }
 
-function toRevocationsRead(rows: readonly RevocationRow[]): RevocationsRead {
-  const revocations = rows.flatMap(({ session_id: sessionId, min_generation: minGeneration }) =>
-    sessionId === null ? [] : [{ sessionId, minGeneration }],
-  );
-  return { revocations, horizon: BigInt(rows[0]?.horizon ?? 0) };
-}
+const READ_REVOCATIONS = {
+  name: "read-revocations",
+  text: `SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS horizon, r.session_id, r.min_generation
+           FROM (SELECT) one
+           LEFT JOIN session_revocations r ON r.transaction_id >= $1::xid8 AND r.create_time > $2
+          LIMIT $3`,
+} as const;
 
 const LOCK_BY_REFRESH_TOKEN = {
   name: "lock-session-by-refresh-token",

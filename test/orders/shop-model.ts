@@ -4,7 +4,7 @@ import { type OrderPaymentState, type OrderStatus, transitions } from "../../src
 // What clients ask of a shop, as data, and what a shop of a few lines in memory would answer. Orders, products and
 // customers are named by small numbers; an order's number is taken modulo how many there are.
 
-export const PRODUCTS = 4;
+const PRODUCTS = 4;
 export const CUSTOMERS = 2;
 /** How long an order with `await_payment` holds its stock at the shops of these tests. */
 export const RESERVATION_MINUTES = 1;
@@ -255,7 +255,7 @@ export class ShopModel {
 }
 
 /** One line a product, in the order in which the products first came. */
-export function merge(lines: readonly Line[]): Line[] {
+function merge(lines: readonly Line[]): Line[] {
   const merged: { product: number; quantity: number }[] = [];
   for (const { product, quantity } of lines) {
     const before = merged.find((line) => line.product === product);

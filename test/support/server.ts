@@ -15,24 +15,32 @@ import { readConfig } from "../../src/config.ts";
 import type { Deps } from "../../src/deps.ts";
 import { runDueJobs } from "../../src/jobs/worker.ts";
 import type { Mail } from "../../src/mail/mail.ts";
+import type { FraudCheck } from "../../src/payments/fraud.ts";
 import type { Gateways } from "../../src/payments/gateways/gateways.ts";
 import { createSandboxGateway } from "../../src/payments/gateways/sandbox.ts";
 import { type Sandbox, startSandbox } from "../../src/payments/gateways/sandbox-server.ts";
-import { type FraudCheck, noFraudRules } from "../../src/payments/screen.ts";
 import { startServer } from "../../src/server/server.ts";
+import type { Metrics } from "../../src/telemetry/metrics.ts";
 import { createDatabase, type TestDatabase } from "./database.ts";
 import { FakeClock } from "./fakes.ts";
 import { logFile, rememberingSecrets } from "./secrets.ts";
 
 /** How long a test's calls may take to end when its server stops. */
 const DRAIN_MS = 1_000;
+/** What the sandbox's webhooks are signed with. */
+export const WEBHOOK_SECRET = "signs the webhooks of tests";
 
 export interface TestServerOptions {
   /** Settings by their names, such as `{ RESERVATION_MINUTES: "5" }`. */
   readonly settings?: Readonly<Record<string, string>>;
   /** Not given: both gateways of a real sandbox. */
   readonly gateways?: Gateways;
+  /** The sandbox sends its webhooks to the server; nobody does otherwise. */
+  readonly webhooks?: boolean;
+  /** Not given: as the settings want it, which is our own rules. */
   readonly fraud?: FraudCheck;
+  /** Not given: nobody reads them. */
+  readonly metrics?: Metrics;
   /** Not given: as the settings want it, which is into files. */
   readonly mail?: Mail;
   /** Takes the log lines from debug on. They are searched for secrets at the end of the run in any case. */
@@ -82,12 +90,14 @@ async function start(options: TestServerOptions, started: AsyncDisposableStack):
   if (options.database === undefined) started.defer(() => database.drop());
   const clock = new FakeClock();
   const silent = pino({ level: "silent" });
+  let webhookUrl: string | undefined;
   const sandbox = await startSandbox({
     port: 0,
     dataDir: join(dataDir, "sandbox"),
     log: silent,
     lateMs: 50,
     hangMs: 20_000,
+    ...(options.webhooks === true && { webhook: { url: () => webhookUrl, secret: WEBHOOK_SECRET, firstRetryMs: 20 } }),
   });
   started.defer(() => sandbox.close());
   const gateways = options.gateways ?? sandboxGateways(sandbox.url);
@@ -97,13 +107,18 @@ async function start(options: TestServerOptions, started: AsyncDisposableStack):
   });
   const config = readConfig({ NODE_ENV: "test", DATA_DIR: dataDir, RATE_LIMITS: "off", ...options.settings });
   const log = logInto(options.logTo);
-  const { fraud = noFraudRules } = options;
-  const parts = options.mail === undefined ? {} : { mail: options.mail };
-  const deps = await assemble({ config, log, databaseUrl: database.url, gateways, fraud, clock, ...parts });
+  const { mail, fraud, metrics } = options;
+  const parts = {
+    ...(mail !== undefined && { mail }),
+    ...(fraud !== undefined && { fraud }),
+    ...(metrics !== undefined && { metrics }),
+  };
+  const deps = await assemble({ config, log, databaseUrl: database.url, gateways, clock, ...parts });
   started.defer(() => disconnect(deps));
   started.defer(() => deps.mail.close());
   const server = await startServer(deps, { host: "127.0.0.1", port: 0 });
   started.defer(() => server.stop(DRAIN_MS));
+  webhookUrl = `${server.url}/webhooks/sandbox`;
   const session = new Http2SessionManager(server.url);
   started.defer(() => session.abort());
 
@@ -131,8 +146,8 @@ function logInto(logTo: DestinationStream | undefined): Logger {
 
 function sandboxGateways(baseUrl: string): Gateways {
   return {
-    primary: createSandboxGateway({ name: "sandbox-primary", baseUrl }),
-    backup: createSandboxGateway({ name: "sandbox-backup", baseUrl }),
+    primary: createSandboxGateway({ name: "sandbox-primary", baseUrl, webhookSecret: WEBHOOK_SECRET }),
+    backup: createSandboxGateway({ name: "sandbox-backup", baseUrl, webhookSecret: WEBHOOK_SECRET }),
   };
 }
 

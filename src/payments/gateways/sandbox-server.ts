@@ -124,8 +124,9 @@ function checkOptions(options: SandboxOptions): void {
   checkRange("hangMs", options.hangMs, maxHoldMs);
   checkRange("lateMs", options.lateMs, maxHoldMs);
   if (options.webhook === undefined) return;
-  const url = URL.parse(options.webhook.url);
-  if (url?.protocol !== "http:" && url?.protocol !== "https:") {
+  const { url: address } = options.webhook;
+  const protocol = typeof address === "string" ? URL.parse(address)?.protocol : "http:";
+  if (protocol !== "http:" && protocol !== "https:") {
     throw new SandboxStartError(`The sandbox's webhook address must begin with http:// or https://.`);
   }
   if (options.webhook.secret.length < minWebhookSecretLength) {

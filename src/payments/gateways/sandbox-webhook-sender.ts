@@ -9,8 +9,11 @@ import { signatureHeader, signWebhook } from "./sandbox-webhook.ts";
 
 /** Where events go, and how hard the sender tries. */
 export interface SandboxWebhookOptions {
-  /** An absolute `http:` or `https:` address. */
-  readonly url: string;
+  /**
+   * An absolute `http:` or `https:` address. A function is asked before each sending; while it gives undefined the receiver
+   * counts as away.
+   */
+  readonly url: string | (() => string | undefined);
   /** Signs the events; the receiver must know it. At least 16 characters. */
   readonly secret: string;
   /** The wait before the second attempt, doubled for each further one up to 60 s. Default 500 ms. */
@@ -30,11 +33,14 @@ const maxResponseBytes = 16 * 1024;
 export class SandboxWebhookSender {
   readonly #ledger: SandboxLedger;
   readonly #log: Logger;
-  readonly #url: URL;
+  readonly #url: SandboxWebhookOptions["url"];
   readonly #secret: string;
   readonly #firstRetryMs: number;
   readonly #maxAttempts: number;
-  readonly #agent: HttpAgent | HttpsAgent;
+  readonly #agents = {
+    "http:": new HttpAgent({ keepAlive: true, maxSockets: maxConcurrentDeliveries }),
+    "https:": new HttpsAgent({ keepAlive: true, maxSockets: maxConcurrentDeliveries }),
+  };
   readonly #closing = new AbortController();
   /** Failed attempts of the events that wait; an event that never failed is not in it. */
   readonly #failures = new Map<string, number>();
@@ -44,12 +50,10 @@ export class SandboxWebhookSender {
   constructor(options: SandboxWebhookOptions, ledger: SandboxLedger, log: Logger) {
     this.#ledger = ledger;
     this.#log = log;
-    this.#url = new URL(options.url);
+    this.#url = options.url;
     this.#secret = options.secret;
     this.#firstRetryMs = options.firstRetryMs ?? defaultFirstRetryMs;
     this.#maxAttempts = options.maxAttempts ?? defaultMaxAttempts;
-    const agentOptions = { keepAlive: true, maxSockets: maxConcurrentDeliveries };
-    this.#agent = this.#url.protocol === "https:" ? new HttpsAgent(agentOptions) : new HttpAgent(agentOptions);
   }
 
   /** Starts as many deliveries as may run at once. */
@@ -68,7 +72,7 @@ export class SandboxWebhookSender {
     this.#closing.abort();
     for (const timer of this.#retries.values()) clearTimeout(timer);
     this.#retries.clear();
-    this.#agent.destroy();
+    for (const agent of Object.values(this.#agents)) agent.destroy();
   }
 
   async #deliver(event: WebhookEventBody): Promise<void> {
@@ -91,14 +95,17 @@ export class SandboxWebhookSender {
 
   /** Sends once; undefined when the receiver took it, otherwise what went wrong. */
   async #send(event: WebhookEventBody): Promise<string | undefined> {
+    const address = typeof this.#url === "string" ? this.#url : this.#url();
+    if (address === undefined) return "the receiver's address is not known yet";
+    const url = new URL(address);
     const body = JSON.stringify(event);
     const result = await exchange({
       method: "POST",
-      url: this.#url,
+      url,
       // Each attempt is signed anew, so that a late retry is not mistaken for a replay.
       headers: { [signatureHeader]: signWebhook(this.#secret, body, new Date()) },
       body,
-      agent: this.#agent,
+      agent: this.#agents[url.protocol === "https:" ? "https:" : "http:"],
       timeoutMs: deliveryTimeoutMs,
       maxResponseBytes,
       signal: this.#closing.signal,

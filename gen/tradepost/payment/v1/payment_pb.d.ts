@@ -139,7 +139,7 @@ export declare type Payment = Message<"tradepost.payment.v1.Payment"> & {
   gatewayResponseCode: string;
 
   /**
-   * Why it failed, as a sentence. Empty: it did not.
+   * Why it failed, as a sentence. Empty: it did not. Of FRAUD_DETECTED only admins are told the risk factors.
    *
    * @generated from field: string failure_reason = 10;
    */

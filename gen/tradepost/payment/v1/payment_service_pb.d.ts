@@ -374,7 +374,7 @@ export declare type RewardEntry = Message<"tradepost.payment.v1.RewardEntry"> & 
   paymentId: string;
 
   /**
-   * The refund that took them back. Empty: they were earned.
+   * The refund that took them back, or gave them again when a bank sent its money back. Empty: they were earned.
    *
    * @generated from field: string refund_id = 3;
    */

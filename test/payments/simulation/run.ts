@@ -1,0 +1,64 @@
+import { faultsOfBooks } from "../../orders/books.ts";
+import { createDatabase } from "../../support/database.ts";
+import { runWorld, type Sabotage, type WorldResult } from "./world.ts";
+
+/** Worlds at a time, each in a database of its own: while one waits for PostgreSQL another goes on. */
+const LANES = 3;
+const MAX_TRACE_LINES = 400;
+
+export interface RunOptions {
+  /** The first seed. */
+  readonly firstSeed: number;
+  readonly seeds: number;
+  /** No world is begun after that. */
+  readonly timeLimitMs?: number;
+  readonly sabotage?: Sabotage;
+  readonly onProgress?: (worlds: number) => void;
+}
+
+export interface RunResult {
+  /** How many worlds were lived through. */
+  readonly worlds: number;
+  /** The first one in which something was wrong. */
+  readonly failed: WorldResult | undefined;
+}
+
+/** Lives through the worlds of seeds one after another, until something is wrong in one of them. */
+export async function runSeeds(options: RunOptions): Promise<RunResult> {
+  const { firstSeed, seeds, timeLimitMs = Number.POSITIVE_INFINITY, sabotage, onProgress } = options;
+  const endMs = Date.now() + timeLimitMs;
+  let next = firstSeed;
+  let worlds = 0;
+  let failed: WorldResult | undefined;
+
+  const lane = async (): Promise<void> => {
+    const database = await createDatabase();
+    try {
+      while (failed === undefined && next < firstSeed + seeds && Date.now() < endMs) {
+        const result = await runWorld(database, next++, sabotage);
+        worlds++;
+        if (result.faults.length > 0 && (failed === undefined || result.seed < failed.seed)) failed = result;
+        onProgress?.(worlds);
+      }
+      if (failed === undefined) {
+        const faults = await faultsOfBooks(database);
+        if (faults.length > 0) failed = { seed: Number.NaN, faults, trace: [] };
+      }
+    } finally {
+      await database.drop();
+    }
+  };
+  await Promise.all(Array.from({ length: Math.min(LANES, seeds) }, lane));
+  return { worlds, failed };
+}
+
+/** What was wrong in a world, and how it came to it. */
+export function reportOf({ seed, faults, trace }: WorldResult): string {
+  const left = trace.length - MAX_TRACE_LINES;
+  return [
+    `Seed ${seed} failed; replay it with: npm run simulate -- --seeds 1 --seed ${seed}`,
+    ...faults.map((fault) => `  ✘ ${fault}`),
+    ...(left > 0 ? [`  … ${left} steps before these`] : []),
+    ...trace.slice(-MAX_TRACE_LINES),
+  ].join("\n");
+}
