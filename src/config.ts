@@ -11,7 +11,7 @@ const port = (fallback: number) => anyPort.default(fallback);
 const whole = (fallback: number, min: number, max: number) =>
   z.coerce.number().int().min(min).max(max).default(fallback);
 const limit = (fallback: number) => whole(fallback, 1, 1_000_000);
-const gateway = z.enum(["sandbox-primary", "sandbox-backup"]);
+const gateway = z.enum(["stripe", "adyen", "sandbox-primary", "sandbox-backup"]);
 
 const currencies = z
   .string()
@@ -137,8 +137,21 @@ const settings = z.object({
   PAYMENT_GATEWAY_PRIMARY: gateway.default("sandbox-primary").describe("Gateway that is charged"),
   PAYMENT_GATEWAY_BACKUP: z
     .union([gateway, z.literal("none")])
-    .default("sandbox-backup")
-    .describe("Gateway that is charged on the proof that the primary did nothing; `none` for no failover"),
+    .optional()
+    .describe(
+      "Gateway that is charged on the proof that the primary did nothing; `none` for no failover. Default: `sandbox-backup` beside the sandbox, else `none`",
+    ),
+  STRIPE_API_KEY: z.string().min(1).optional().describe("Secret key of the Stripe account"),
+  STRIPE_WEBHOOK_SECRET: z.string().min(1).optional().describe("Signing secret of the endpoint `/webhooks/stripe`"),
+  STRIPE_BASE_URL: z.url().optional().describe("Another address of Stripe's API, for tests"),
+  ADYEN_API_KEY: z.string().min(1).optional().describe("API key of the Adyen account"),
+  ADYEN_MERCHANT_ACCOUNT: z.string().min(1).optional().describe("Adyen merchant account"),
+  ADYEN_HMAC_KEY: z.string().min(1).optional().describe("HMAC key of the notifications to `/webhooks/adyen`"),
+  ADYEN_BASE_URL: z
+    .url()
+    .optional()
+    .describe("Address of Adyen's Checkout API; it names the account's own in production"),
+  ADYEN_RETURN_URL: z.url().optional().describe("Page that Adyen returns a customer to"),
   SANDBOX_PORT: port(8081).describe("Port of the sandbox gateway, on loopback only"),
   FRAUD_URL: httpUrl.describe("Service that implements `tradepost.fraud.v1.FraudService`. Not set: the rules below"),
   FRAUD_PROTOCOL: z
@@ -223,6 +236,7 @@ function contradictions(given: Readonly<Record<string, unknown>>): string[] {
   if (given["AVATAR_S3_ENDPOINT"] !== undefined && given["AVATAR_S3_BUCKET"] === undefined) {
     mistakes.push("AVATAR_S3_BUCKET: name the bucket, since AVATAR_S3_ENDPOINT is set");
   }
+  mistakes.push(...gatewayMistakes(given));
   const { PORT: port = "8080", SANDBOX_PORT: sandboxPort = "8081", METRICS_PORT: metricsPort } = given;
   if (port === sandboxPort && port !== "0") mistakes.push("PORT and SANDBOX_PORT: choose two different ports");
   if (metricsPort !== "0" && [port, sandboxPort].includes(metricsPort)) {
@@ -230,6 +244,26 @@ function contradictions(given: Readonly<Record<string, unknown>>): string[] {
   }
   return mistakes;
 }
+
+/** What the chosen gateways need and do not have. */
+function gatewayMistakes(given: Readonly<Record<string, unknown>>): string[] {
+  const { PAYMENT_GATEWAY_PRIMARY: primary = "sandbox-primary", PAYMENT_GATEWAY_BACKUP: backup } = given;
+  const mistakes: string[] = [];
+  if (primary === backup) mistakes.push("PAYMENT_GATEWAY_BACKUP: choose another gateway than the primary, or none");
+  for (const [setting, name] of Object.entries({ PAYMENT_GATEWAY_PRIMARY: primary, PAYMENT_GATEWAY_BACKUP: backup })) {
+    const lacking = (GATEWAY_NEEDS[String(name)] ?? []).filter((need) => given[need] === undefined);
+    if (lacking.length > 0) mistakes.push(`${lacking.join(", ")}: must be set when ${setting} is ${name}`);
+    if (given["NODE_ENV"] === "production" && String(name).startsWith("sandbox")) {
+      mistakes.push(`${setting}: the sandbox takes no real money, so NODE_ENV=production refuses it`);
+    }
+  }
+  return mistakes;
+}
+
+const GATEWAY_NEEDS: Readonly<Record<string, readonly string[]>> = {
+  stripe: ["STRIPE_API_KEY"],
+  adyen: ["ADYEN_API_KEY", "ADYEN_MERCHANT_ACCOUNT", "ADYEN_RETURN_URL"],
+};
 
 function missingLimits({ SUPPORTED_CURRENCIES, MAX_PAYMENT_AMOUNT }: z.output<typeof settings>): string[] {
   return SUPPORTED_CURRENCIES.filter((code) => !MAX_PAYMENT_AMOUNT.some(({ currency }) => currency === code)).map(
@@ -285,7 +319,19 @@ function derive(set: z.output<typeof settings>) {
       maxAmounts: set.MAX_PAYMENT_AMOUNT,
       refundWindowDays: set.REFUND_WINDOW_DAYS,
       primary: set.PAYMENT_GATEWAY_PRIMARY,
-      backup: set.PAYMENT_GATEWAY_BACKUP === "none" ? undefined : set.PAYMENT_GATEWAY_BACKUP,
+      backup: backupOf(set.PAYMENT_GATEWAY_PRIMARY, set.PAYMENT_GATEWAY_BACKUP),
+      stripe: {
+        apiKey: set.STRIPE_API_KEY ?? "",
+        ...(set.STRIPE_WEBHOOK_SECRET !== undefined && { webhookSecret: set.STRIPE_WEBHOOK_SECRET }),
+        ...(set.STRIPE_BASE_URL !== undefined && { baseUrl: set.STRIPE_BASE_URL }),
+      },
+      adyen: {
+        apiKey: set.ADYEN_API_KEY ?? "",
+        merchantAccount: set.ADYEN_MERCHANT_ACCOUNT ?? "",
+        returnUrl: set.ADYEN_RETURN_URL ?? "",
+        ...(set.ADYEN_HMAC_KEY !== undefined && { hmacKey: set.ADYEN_HMAC_KEY }),
+        ...(set.ADYEN_BASE_URL !== undefined && { baseUrl: set.ADYEN_BASE_URL }),
+      },
       sandboxPort: set.SANDBOX_PORT,
     },
     fraud: {
@@ -316,6 +362,11 @@ function derive(set: z.output<typeof settings>) {
     log: { level: set.LOG_LEVEL, format: set.LOG_FORMAT },
     drainMs: set.DRAIN_SECONDS * 1000,
   };
+}
+
+function backupOf(primary: z.output<typeof gateway>, backup: z.output<typeof gateway> | "none" | undefined) {
+  if (backup !== undefined) return backup === "none" ? undefined : backup;
+  return primary === "sandbox-primary" ? "sandbox-backup" : undefined;
 }
 
 function readPem(setting: string, file: string): string {

@@ -1,6 +1,5 @@
 /** The program behind `npm start`: config → telemetry → database → sandbox → jobs → server, and all of it down again. */
 import { constants } from "node:os";
-import { join } from "node:path";
 import type { Logger } from "pino";
 import { assemble, disconnect, jobHandlers, sweeps } from "./assemble.ts";
 import { type Config, readConfig } from "./config.ts";
@@ -13,10 +12,7 @@ import { startSweep } from "./jobs/sweep.ts";
 import { startWorker } from "./jobs/worker.ts";
 import { onStopRequest, type StopReason } from "./parent.ts";
 import type { Gateways } from "./payments/gateways/gateways.ts";
-import { reachSandbox } from "./payments/gateways/reach-sandbox.ts";
-import { resilient } from "./payments/gateways/resilient.ts";
-import { createSandboxGateway } from "./payments/gateways/sandbox.ts";
-import { derivedKey, keptSecretKey } from "./secret-key.ts";
+import { openGateways } from "./payments/gateways/open-gateways.ts";
 import { startServer, tryAddress } from "./server/server.ts";
 import { prepareDatabase, startPostgres } from "./service-database.ts";
 import { Started } from "./started.ts";
@@ -164,20 +160,10 @@ class Service {
   }
 
   async #startGateways(): Promise<Gateways> {
-    const { dataDir, payments, tls, secretKey = keptSecretKey(dataDir) } = this.#config;
-    const webhookSecret = derivedKey(secretKey, "sandbox webhooks").toString("base64url");
-    const options = { port: payments.sandboxPort, dataDir: join(dataDir, "sandbox"), log: this.#log };
-    // Our own port is known once the server listens. A certificate is for the name that clients use, not for this way.
-    const webhook = { url: () => this.#webhookUrl, secret: webhookSecret };
-    const sandbox = await this.#step(() => reachSandbox(tls === undefined ? { ...options, webhook } : options));
-    this.#started.add("sandbox", () => sandbox.close(), STOP_TIMEOUT_MS);
-    const connect = (name: "sandbox-primary" | "sandbox-backup") => {
-      const gateway = resilient(createSandboxGateway({ name, baseUrl: sandbox.url, webhookSecret }), this.#log);
-      this.#started.add(name, async () => gateway.close(), STOP_TIMEOUT_MS);
-      return gateway;
-    };
-    const backup = payments.backup === undefined ? undefined : connect(payments.backup);
-    return { primary: connect(payments.primary), backup };
+    const webhookUrl = () => this.#webhookUrl;
+    const gateways = await this.#step(() => openGateways({ config: this.#config, log: this.#log, webhookUrl }));
+    this.#started.add("gateways", () => gateways.close(), STOP_TIMEOUT_MS);
+    return gateways;
   }
 }
 

@@ -48,8 +48,21 @@ describe("settings", () => {
   });
 
   it("turn reflection off in production, unless it is asked for", () => {
-    expect(readConfig({ NODE_ENV: "production" }).reflection).to.equal(false);
-    expect(readConfig({ NODE_ENV: "production", REFLECTION: "on" }).reflection).to.equal(true);
+    const production = { NODE_ENV: "production", PAYMENT_GATEWAY_PRIMARY: "stripe", STRIPE_API_KEY: "sk_test" };
+    expect(readConfig(production).reflection).to.equal(false);
+    expect(readConfig({ ...production, REFLECTION: "on" }).reflection).to.equal(true);
+  });
+
+  it("refuse the sandbox in production, and a gateway without its keys", () => {
+    expect(mistakesOf({ NODE_ENV: "production" })).to.deep.equal([
+      "PAYMENT_GATEWAY_PRIMARY: the sandbox takes no real money, so NODE_ENV=production refuses it",
+    ]);
+    expect(
+      mistakesOf({ PAYMENT_GATEWAY_PRIMARY: "adyen", ADYEN_API_KEY: "k", ADYEN_RETURN_URL: "https://x.example" }),
+    ).to.deep.equal(["ADYEN_MERCHANT_ACCOUNT: must be set when PAYMENT_GATEWAY_PRIMARY is adyen"]);
+    expect(mistakesOf({ PAYMENT_GATEWAY_BACKUP: "sandbox-primary" })).to.deep.equal([
+      "PAYMENT_GATEWAY_BACKUP: choose another gateway than the primary, or none",
+    ]);
   });
 
   it("demand a payment limit for each supported currency", () => {

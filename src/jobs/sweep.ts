@@ -23,6 +23,7 @@ export interface Sweep {
  */
 export function startSweep({ name, intervalMs, run, log }: SweepOptions): Sweep {
   let stopped = false;
+  let failing = false;
   let timer: NodeJS.Timeout | undefined;
   let running = Promise.resolve();
 
@@ -30,8 +31,12 @@ export function startSweep({ name, intervalMs, run, log }: SweepOptions): Sweep 
     let more = false;
     try {
       more = await run();
+      if (failing) log.info({ sweep: name }, "sweep works again");
+      failing = false;
     } catch (error) {
-      if (!stopped) log.error({ err: error, sweep: name }, "sweep failed");
+      // An outage is one line, however often it is tried.
+      if (!stopped) log[failing ? "debug" : "error"]({ err: error, sweep: name }, "sweep failed");
+      failing = true;
     }
     if (!stopped) schedule(more ? 0 : intervalMs);
   };

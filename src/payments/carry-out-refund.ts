@@ -79,11 +79,15 @@ export async function settleRefund(
       : { refundId, verdict: "FAILED", transactionId: "", failureReason: `Refund failed: ${result.reason}` },
     clock.now(),
   );
-  if (settled?.changed !== true) return log.debug({ ...about, result }, "refund ended before");
+  if (settled?.changed !== true) {
+    // News may overtake each other, so this is most often a bank that sent the money back after all.
+    if (completed && settled?.was === "FAILED") log.warn(about, "refund that failed is said to have completed");
+    return;
+  }
   metrics.count(completed ? "refund.successful" : "refund.failed");
   if (!completed) {
     // What the service wanted to give back, or a bank has sent back, is nobody else's to notice.
-    const unnoticed = createdBy === null || settled.was === "COMPLETED";
+    const unnoticed = createdBy === null || settled.was === "COMPLETED" || settled.owed;
     log[unnoticed ? "error" : "warn"]({ ...about, was: settled.was, reason: result.reason }, "refund failed");
   } else if (result.refunded.currency !== amount.currency || result.refunded.minor !== toMinor(amount)) {
     log.error(

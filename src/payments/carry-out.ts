@@ -8,6 +8,12 @@ import { type Gateways, gatewayNamed } from "./gateways/gateways.ts";
 import type { Attempt, Payment, Settlement } from "./payment.ts";
 import type { PaymentStore, Undertaking } from "./store.ts";
 
+/**
+ * How long a payment belongs to the process that carries it out. It is renewed with each step that is written down, and
+ * outlasts what lies between two of them: one check for fraud, or one charge and the questions after it. Nothing hangs
+ * on it but time: who was away for longer finds that another has gone on, and does not charge.
+ */
+export const LEASE_MS = 30_000;
 /** When the sweep looks first after a payment whose outcome is not known. */
 export const FIRST_CHECK_MS = 5_000;
 /** After the proof that the primary did nothing, the backup may be charged for so long after the request. */
@@ -31,6 +37,9 @@ export interface SettleDeps {
 export interface CarryOutDeps extends SettleDeps, JudgeDeps {
   readonly gateways: Gateways;
 }
+
+/** What is kept of a payment that could not be checked, where such a payment may not be charged. */
+const UNCHECKED = { riskLevel: "HIGH", riskFactors: ["unchecked"] } as const;
 
 /** What became of an attempt. A proof says that it did not execute and never will. */
 type Ending =
@@ -59,7 +68,7 @@ export async function carryOut(
       if (stopped !== undefined) return stopped;
     } else if (payment.riskLevel === "HIGH") {
       // It was judged, and then the process died.
-      return await stopAsFraud(deps, payment, last, payment.riskFactors);
+      return await stopUncharged(deps, payment, last, payment.riskFactors);
     }
     return await follow(deps, payment, last, untouched, deadline);
   } catch (error) {
@@ -75,20 +84,24 @@ async function screen(
   attempt: Attempt,
   deadline: number,
 ): Promise<Payment | undefined> {
-  const verdict = await judge(deps, payment, deadline);
-  if (verdict === undefined)
-    return finish(deps, payment, attempt, nothing(attempt, "NOT_EXECUTED", "Fraud check unavailable", "FAILED"));
-  await deps.payments.screen({ paymentId: payment.id, ...verdict });
-  return verdict.riskLevel === "HIGH" ? stopAsFraud(deps, payment, attempt, verdict.riskFactors) : undefined;
+  const verdict = (await judge(deps, payment, deadline)) ?? UNCHECKED;
+  const leaseExpireTime = new Date(deps.clock.now().getTime() + LEASE_MS);
+  // Whose verdict is kept sends the charge, and nobody else ever does: a twin that was faster is carrying it out.
+  if (!(await deps.payments.screen({ paymentId: payment.id, ...verdict, leaseExpireTime }))) {
+    return (await deps.payments.findUndertaking(payment.id))?.payment ?? payment;
+  }
+  return verdict.riskLevel === "HIGH" ? stopUncharged(deps, payment, attempt, verdict.riskFactors) : undefined;
 }
 
 /** The reason is for those who may know it; what customers are told says less. */
-function stopAsFraud(
+function stopUncharged(
   deps: SettleDeps,
   payment: Payment,
   attempt: Attempt,
   riskFactors: readonly string[],
 ): Promise<Payment> {
+  if (riskFactors.length === 1 && riskFactors[0] === UNCHECKED.riskFactors[0])
+    return finish(deps, payment, attempt, nothing(attempt, "NOT_EXECUTED", "Fraud check unavailable", "FAILED"));
   deps.log.warn({ paymentId: payment.id, customerId: payment.customerId, riskFactors }, "payment stopped as fraud");
   const reason = `High fraud risk: ${riskFactors.join(", ") || "no factors told"}`;
   return finish(deps, payment, attempt, nothing(attempt, "NOT_EXECUTED", reason, "FRAUD_DETECTED"));
@@ -128,7 +141,8 @@ async function beginBackup(
   const inTime = now.getTime() - payment.createTime.getTime() <= FAILOVER_WINDOW_MS;
   if (attempt.number !== 1 || gateways.backup === undefined || !inTime) return undefined;
   await payments.settle(nothing(attempt, state, reason, undefined), now);
-  const backup = await payments.beginBackup(payment, gateways.backup.name, now);
+  const leaseExpireTime = new Date(now.getTime() + LEASE_MS);
+  const backup = await payments.beginBackup(payment, gateways.backup.name, now, leaseExpireTime);
   if (backup === undefined) return undefined;
   metrics.count("payment.gateway_failover");
   log.warn({ paymentId: payment.id, from: attempt.gateway, to: backup.gateway, reason }, "payment fails over");

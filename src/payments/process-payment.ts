@@ -3,12 +3,9 @@ import type { Caller } from "../call.ts";
 import { DomainError, notFound, requestIdReused } from "../errors.ts";
 import { formatMoney, fromDecimal, type Money } from "../money.ts";
 import { requestHash } from "../orders/order.ts";
-import { type CarryOutDeps, carryOut, FIRST_CHECK_MS } from "./carry-out.ts";
+import { type CarryOutDeps, carryOut, FIRST_CHECK_MS, LEASE_MS } from "./carry-out.ts";
 import type { Card, NewPayment, Payment } from "./payment.ts";
 import type { RecordRefusal } from "./store.ts";
-
-/** Longer than any call: within it, a payment that is under way belongs to the process that recorded it. */
-const LEASE_MS = 75_000;
 
 export interface ProcessPayment {
   readonly requestId: string;

@@ -4,6 +4,7 @@ import { type SettleDeps, settleExecuted, settleVoided } from "./carry-out.ts";
 import { settleRefund } from "./carry-out-refund.ts";
 import { type DisputeEvent, recordDispute } from "./dispute.ts";
 import type { DisputeStore } from "./dispute-store.ts";
+import type { AttemptState } from "./payment.ts";
 import type { RefundStore } from "./refund-store.ts";
 import { readEvent, type StoredEvent } from "./webhook-event.ts";
 import { PROCESS_WEBHOOK, type WebhookStore } from "./webhook-store.ts";
@@ -17,6 +18,8 @@ interface ProcessWebhookDeps extends SettleDeps {
 type ChargeEvent = Extract<StoredEvent, { type: `charge_${string}` }>;
 type RefundEvent = Extract<StoredEvent, { type: `refund_${string}` }>;
 
+/** How an attempt ends that took no money. */
+const WITHOUT_MONEY: ReadonlySet<AttemptState> = new Set(["DECLINED", "NOT_EXECUTED", "VOIDED"]);
 const payload = z.object({ gateway: z.string(), eventId: z.string() });
 const UUID = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 
@@ -61,13 +64,17 @@ async function processCharge(deps: ProcessWebhookDeps, event: ChargeEvent): Prom
   if (undertaking === undefined || attempt?.gateway !== gateway) {
     return log.warn(about, "webhook about a charge that is not known here");
   }
-  if (type === "charge_voided") return settleVoided(deps, attempt);
   if (type === "charge_declined" && attempt.state === "CAPTURED") {
     return log.error(
       { ...about, paymentId: attempt.paymentId },
       "captured charge is said to have failed: a person has to look",
     );
   }
+  // Most news come after the answer to the charge. Money that was taken nevertheless is never old news.
+  const open = attempt.state === "CREATED" || attempt.state === "UNKNOWN";
+  const overlooked = type === "charge_captured" && WITHOUT_MONEY.has(attempt.state);
+  if (!open && !overlooked) return log.debug(about, "nothing new of a charge");
+  if (type === "charge_voided") return settleVoided(deps, attempt);
   await settleExecuted(deps, undertaking.payment, attempt, event.result);
 }
 

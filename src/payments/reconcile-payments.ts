@@ -1,10 +1,9 @@
-import { type CarryOutDeps, carryOut, FIRST_CHECK_MS } from "./carry-out.ts";
+import { type CarryOutDeps, carryOut, FIRST_CHECK_MS, LEASE_MS } from "./carry-out.ts";
 
 /** Payments looked after at once: few enough for a gateway that is just coming back. */
 const BATCH = 16;
-/** As long as a client's call may take; nobody waits, but the lease has to outlast it. */
+/** As long as a client's call may take, although nobody waits. */
 const CARRY_OUT_MS = 30_000;
-const LEASE_MS = CARRY_OUT_MS + 45_000;
 const MAX_PAUSE_MS = 60 * 60_000;
 /** Pauses double from five seconds until they are an hour. */
 const DOUBLINGS = Math.ceil(Math.log2(MAX_PAUSE_MS / FIRST_CHECK_MS));

@@ -35,6 +35,8 @@ export interface RefundSettlement {
 interface RefundSettled {
   readonly changed: boolean;
   readonly was: RefundStatus;
+  /** It failed, and its order was cancelled: money stays with us that somebody else must have. */
+  readonly owed: boolean;
 }
 
 interface RecordedRow {
@@ -176,7 +178,7 @@ export class RefundStore {
     const { note } = cancellation("", "Refunded");
     const statement = {
       name: "settle-refund",
-      text: "SELECT changed, was FROM settle_refund($1, $2, $3, $4, $5, $6, $7)",
+      text: "SELECT changed, was, owed FROM settle_refund($1, $2, $3, $4, $5, $6, $7)",
     };
     const values = [refundId, verdict, transactionId, failureReason, ALLOWED_MOVES, note, settleTime];
     const [row] = await retrying(() => this.#db.query<RefundSettled>(statement, values));

@@ -30,6 +30,8 @@ export interface Screening {
   readonly paymentId: string;
   readonly riskLevel: RiskLevel;
   readonly riskFactors: readonly string[];
+  /** Until then the payment stays whose it is. */
+  readonly leaseExpireTime: Date;
 }
 
 /** What became of a payment by a settlement. */
@@ -122,9 +124,11 @@ const SETTLE = {
 };
 const SCREEN = {
   name: "screen-payments",
-  text: `UPDATE payments SET risk_level = s.level, risk_factors = ARRAY(SELECT json_array_elements_text(s.factors))
-           FROM unnest($1::uuid[], $2::text[], $3::json[]) s (id, level, factors)
-          WHERE payments.id = s.id AND payments.status = 'PENDING' AND payments.risk_level IS NULL`,
+  text: `UPDATE payments SET risk_level = s.level, risk_factors = ARRAY(SELECT json_array_elements_text(s.factors)),
+                lease_expire_time = s.lease, check_time = greatest(check_time, s.lease)
+           FROM unnest($1::uuid[], $2::text[], $3::json[], $4::timestamptz[]) s (id, level, factors, lease)
+          WHERE payments.id = s.id AND payments.status = 'PENDING' AND payments.risk_level IS NULL
+         RETURNING payments.id`,
 };
 
 const BATCH = { maxBatch: 32, maxLanes: 2, maxWaiting: 5_000, isShared: isAway };
@@ -133,7 +137,7 @@ const BATCH = { maxBatch: 32, maxLanes: 2, maxWaiting: 5_000, isShared: isAway }
 export class PaymentStore {
   readonly #db: Database;
   readonly #recording: Batcher<NewPayment, RecordOutcome>;
-  readonly #screening: Batcher<Screening, undefined>;
+  readonly #screening: Batcher<Screening, boolean>;
   readonly #settling: Batcher<Settlement & { readonly settleTime: Date }, Settled>;
   readonly #finding: Batcher<string, Payment | undefined>;
 
@@ -144,7 +148,11 @@ export class PaymentStore {
       run: (payments) => this.recordAll(payments),
       keyOf: ({ createdBy, requestId }) => `${createdBy}/${requestId}`,
     });
-    this.#screening = new Batcher({ ...BATCH, run: (screenings) => this.#screenAll(screenings) });
+    this.#screening = new Batcher({
+      ...BATCH,
+      run: (screenings) => this.#screenAll(screenings),
+      keyOf: ({ paymentId }) => paymentId,
+    });
     this.#settling = new Batcher({ ...BATCH, run: (settlements) => this.#settleAll(settlements) });
     this.#finding = new Batcher({ ...BATCH, maxBatch: 64, run: (ids) => this.#findAll(ids) });
   }
@@ -159,9 +167,12 @@ export class PaymentStore {
     return this.#recording.submit(payment, deadline);
   }
 
-  /** Keeps a verdict, together with others. What was recorded is carried out: it has no deadline. */
-  async screen(screening: Screening): Promise<void> {
-    await this.#screening.submit(screening, Number.POSITIVE_INFINITY);
+  /**
+   * Keeps a verdict, together with others. What was recorded is carried out: it has no deadline.
+   * @returns whether it is the one that is kept: a payment has only one, and whoever gave it goes on.
+   */
+  screen(screening: Screening): Promise<boolean> {
+    return this.#screening.submit(screening, Number.POSITIVE_INFINITY);
   }
 
   /** Ends an attempt, and its payment where it says so, together with others. */
@@ -279,24 +290,33 @@ export class PaymentStore {
   }
 
   /**
-   * Begins the backup's attempt of a payment that is still wanted, after the proof that the first one did nothing.
+   * Begins the backup's attempt of a payment that is still wanted, after the proof that the first one did nothing. The
+   * payment's row is locked meanwhile, so it cannot end in between, and stays whose it is until `leaseExpireTime`.
    * @returns undefined when it is not wanted any more, or was begun already.
    */
-  async beginBackup(payment: Payment, gateway: Attempt["gateway"], now: Date): Promise<Attempt | undefined> {
+  async beginBackup(
+    payment: Payment,
+    gateway: Attempt["gateway"],
+    now: Date,
+    leaseExpireTime: Date,
+  ): Promise<Attempt | undefined> {
     const [row] = await this.#db.query<AttemptRow>(
       {
         name: "begin-backup-attempt",
-        text: `INSERT INTO payment_attempts AS a (id, payment_id, number, gateway, create_time, update_time)
+        text: `WITH pending AS (
+                 UPDATE payments SET lease_expire_time = $5, check_time = greatest(check_time, $5)
+                  WHERE id = $1 AND status = 'PENDING' RETURNING id, order_id)
+               INSERT INTO payment_attempts AS a (id, payment_id, number, gateway, create_time, update_time)
                SELECT $2, p.id, 2, $3, $4, $4
-                 FROM payments p
+                 FROM pending p
                  JOIN payment_attempts first ON first.payment_id = p.id AND first.number = 1
                  LEFT JOIN orders o ON o.id = p.order_id
-                WHERE p.id = $1 AND p.status = 'PENDING' AND first.state IN ('NOT_EXECUTED', 'VOIDED')
+                WHERE first.state IN ('NOT_EXECUTED', 'VOIDED')
                   AND (o.id IS NULL OR (o.payment_state = 'PENDING' AND o.status <> 'CANCELLED'))
                ON CONFLICT (payment_id, number) DO NOTHING
                RETURNING ${ATTEMPT}`,
       },
-      [payment.id, uuidv7(), gateway, now],
+      [payment.id, uuidv7(), gateway, now, leaseExpireTime],
     );
     return row && toAttempt(row);
   }
@@ -373,13 +393,15 @@ export class PaymentStore {
     return written.length > 0;
   }
 
-  async #screenAll(screenings: readonly Screening[]): Promise<undefined[]> {
-    await this.#db.query(SCREEN, [
+  async #screenAll(screenings: readonly Screening[]): Promise<boolean[]> {
+    const rows = await this.#db.query<{ id: string }>(SCREEN, [
       screenings.map(({ paymentId }) => paymentId),
       screenings.map(({ riskLevel }) => riskLevel),
       screenings.map(({ riskFactors }) => JSON.stringify(riskFactors)),
+      screenings.map(({ leaseExpireTime }) => leaseExpireTime),
     ]);
-    return screenings.map(() => undefined);
+    const kept = new Set(rows.map(({ id }) => id));
+    return screenings.map(({ paymentId }) => kept.has(paymentId));
   }
 
   async #settleAll(settlements: readonly (Settlement & { readonly settleTime: Date })[]): Promise<Settled[]> {

@@ -26,11 +26,10 @@ export function serveWebhooks(deps: WebhookDeps): HttpHandler {
     }
     if (underWay >= MAX_AT_ONCE) return busy(req, res);
     underWay++;
-    res.once("close", () => underWay--);
-    const body = await readBody(req);
-    if (body === "gone") return;
-    if (body === "too large") return answer(req, res, 413, `The body must not exceed ${MAX_BODY_BYTES} bytes.`);
     try {
+      const body = await readBody(req);
+      if (body === "gone") return;
+      if (body === "too large") return answer(req, res, 413, `The body must not exceed ${MAX_BODY_BYTES} bytes.`);
       switch (await receiveWebhook(deps, vendor, { headers: req.headers, body })) {
         case "accepted":
           return answer(req, res, 200, ACKNOWLEDGEMENTS[vendor] ?? "");
@@ -43,6 +42,8 @@ export function serveWebhooks(deps: WebhookDeps): HttpHandler {
       if (!isAway(error)) throw error;
       deps.log.warn({ err: error, vendor }, "a webhook could not be kept");
       busy(req, res);
+    } finally {
+      underWay--;
     }
   };
 }

@@ -110,11 +110,12 @@ COMMENT ON FUNCTION write_return IS 'The ledger''s entries of a refund, of one t
 -- A payment that is given back whole makes its order REFUNDED, and cancels it where allowed_moves ('FROM>TO' pairs, as
 -- move_orders takes them) still lets it be cancelled, which restores its stock.
 --
--- Answers no row where there is no such refund; otherwise whether this changed it and what it was before.
+-- Answers no row where there is no such refund; otherwise whether this changed it, what it was before, and whether its
+-- failing leaves money of a cancelled order with us.
 CREATE FUNCTION settle_refund(
   refund_id uuid, verdict text, transaction_id text, failure_reason text, allowed_moves text[], cancel_note text,
   settle_time timestamptz
-) RETURNS TABLE (changed boolean, was text)
+) RETURNS TABLE (changed boolean, was text, owed boolean)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
@@ -123,6 +124,7 @@ DECLARE
   bought record;
   is_full boolean;
   paid_state text;
+  tasks text[];
 BEGIN
   PERFORM 1 FROM orders o WHERE o.id = (
     SELECT p.order_id FROM payments p JOIN refunds r ON r.payment_id = p.id WHERE r.id = refund_id) FOR NO KEY UPDATE;
@@ -136,6 +138,7 @@ BEGIN
 
   was := refund.status;
   changed := was = 'PENDING' OR (was = 'COMPLETED' AND verdict = 'FAILED');
+  owed := verdict = 'FAILED' AND coalesce(bought.status = 'CANCELLED', false);
   RETURN NEXT;
   IF NOT changed THEN
     RETURN;
@@ -176,11 +179,16 @@ BEGIN
     END IF;
   END IF;
 
-  IF verdict = 'COMPLETED' THEN
+  -- Points follow the money both ways; of money that a bank sent back nobody is told that it has come.
+  tasks := CASE
+    WHEN verdict = 'COMPLETED' THEN ARRAY['send-refund-confirmation', 'take-back-rewards']
+    WHEN was = 'COMPLETED' THEN ARRAY['take-back-rewards']
+    ELSE '{}' END;
+  IF cardinality(tasks) > 0 THEN
     PERFORM graphile_worker.add_jobs(ARRAY(
       SELECT json_populate_record(NULL::graphile_worker.job_spec,
                json_build_object('identifier', t.task, 'payload', json_build_object('refundId', refund.id)))
-        FROM unnest(ARRAY['send-refund-confirmation', 'take-back-rewards']) t (task)));
+        FROM unnest(tasks) t (task)));
   END IF;
 END $$;
 COMMENT ON FUNCTION settle_refund IS 'Ends a refund by its gateway''s word: see the migration.';

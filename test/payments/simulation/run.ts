@@ -29,27 +29,28 @@ export async function runSeeds(options: RunOptions): Promise<RunResult> {
   const endMs = Date.now() + timeLimitMs;
   let next = firstSeed;
   let worlds = 0;
-  let failed: WorldResult | undefined;
+  const failures: WorldResult[] = [];
 
   const lane = async (): Promise<void> => {
     const database = await createDatabase();
     try {
-      while (failed === undefined && next < firstSeed + seeds && Date.now() < endMs) {
+      while (failures.length === 0 && next < firstSeed + seeds && Date.now() < endMs) {
         const result = await runWorld(database, next++, sabotage);
         worlds++;
-        if (result.faults.length > 0 && (failed === undefined || result.seed < failed.seed)) failed = result;
+        if (result.faults.length > 0) failures.push(result);
         onProgress?.(worlds);
       }
-      if (failed === undefined) {
+      if (failures.length === 0) {
         const faults = await faultsOfBooks(database);
-        if (faults.length > 0) failed = { seed: Number.NaN, faults, trace: [] };
+        if (faults.length > 0) failures.push({ seed: Number.NaN, faults, trace: [] });
       }
     } finally {
       await database.drop();
     }
   };
   await Promise.all(Array.from({ length: Math.min(LANES, seeds) }, lane));
-  return { worlds, failed };
+  failures.sort((a, b) => a.seed - b.seed);
+  return { worlds, failed: failures[0] };
 }
 
 /** What was wrong in a world, and how it came to it. */

@@ -87,5 +87,5 @@ function ordersOf(process: Process, scheduler: Scheduler, orders: OrderStore): O
 function reportFault(line: string, onFault: (fault: string) => void): void {
   const { msg, err } = JSON.parse(line) as { msg: string; err?: { type?: string; message: string } };
   // What only a person can look at is logged without an error, and shows in the books.
-  if (err !== undefined && err.type !== Crashed.name) onFault(`${msg}: ${err.message}`);
+  if (err !== undefined && err.type !== Crashed.name && err.type !== "DomainError") onFault(`${msg}: ${err.message}`);
 }
