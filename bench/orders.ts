@@ -1,8 +1,9 @@
+import { loadavg } from "node:os";
 import { Database } from "../src/db/database.ts";
 import { examine } from "../src/db/invariants.ts";
 import { orderInvariants } from "../src/orders/check-store.ts";
 import type { Samples } from "./harness/load.ts";
-import { findPgbench, runPgbench } from "./harness/pgbench.ts";
+import { findPgbench, runPgbench, versionOf } from "./harness/pgbench.ts";
 import { print, publish, type Row } from "./harness/report.ts";
 import { interleaved, median, quantile } from "./harness/stats.ts";
 import { ORDERS, ordersOfBuyers, PRODUCTS, type ProductRange, pgbenchVariables } from "./orders-data.ts";
@@ -17,6 +18,8 @@ const ROUND_MS = 3_000;
 const WARM_UP_MS = 3_000;
 const KNOWN_ORDERS = 100;
 const DAY_S = 86_400;
+/** Above it, what others do decides more than what is measured. */
+const CALM_LOAD = 0.5;
 
 /** Of which products the second one of each order is. */
 const PICKS = {
@@ -39,8 +42,12 @@ interface Cell {
 /** The figures of orders: the service against pgbench on the same PostgreSQL, and what reading takes. */
 export async function orders(): Promise<void> {
   const pgbench = await findPgbench();
+  const [loadBefore = Number.NaN] = loadavg();
+  if (loadBefore > CALM_LOAD)
+    process.stderr.write(`The load average is ${loadBefore}: other work falsifies the figures.\n`);
   say("a database to be filled");
   await using stage = await openStage();
+  const run = print({ title: "The run", rows: [await describe(stage, pgbench, loadBefore)] });
   await warmUp(stage);
   const cells: Cell[] = [];
   for (const clients of CLIENTS) {
@@ -54,7 +61,7 @@ export async function orders(): Promise<void> {
   const names = [SERVICE, SINGLE, CLASSIC];
   publish({
     bench: "orders",
-    tables: [placing, goals, reading],
+    tables: [run, placing, goals, reading],
     chart: {
       title: "Orders placed",
       unit: "orders/s",
@@ -64,6 +71,23 @@ export async function orders(): Promise<void> {
       })),
     },
   });
+}
+
+async function describe({ sql }: Stage, pgbench: string, loadBefore: number): Promise<Row> {
+  const { rows } = await sql.query<{ version: string; fsync: string; commit: string }>(
+    `SELECT current_setting('server_version') AS version, current_setting('fsync') AS fsync,
+            current_setting('synchronous_commit') AS commit`,
+  );
+  const [{ version = "", fsync = "", commit = "" } = {}] = rows;
+  return {
+    "load average before": loadBefore,
+    rounds: ROUNDS,
+    "seconds a round": ROUND_MS / 1000,
+    PostgreSQL: version,
+    fsync,
+    synchronous_commit: commit,
+    pgbench: await versionOf(pgbench),
+  };
 }
 
 /** So that code is compiled and tables are in memory before the first round. */

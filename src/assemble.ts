@@ -86,9 +86,10 @@ export async function assemble({
   gateways,
   metrics = new Metrics(openTelemetry.getMeter("tradepost")),
   fraud = openFraudCheck(config),
-  mail = openMail(config, log),
+  mail: givenMail,
   clock = systemClock,
 }: Parts): Promise<Deps> {
+  const mail = givenMail ?? (await openMail(config, log));
   const files = await openFiles({ dataDir: config.dataDir, ...config.avatars });
   const db = openDatabase(config, databaseUrl);
   const secretKey = config.secretKey ?? keptSecretKey(config.dataDir);

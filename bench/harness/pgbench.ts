@@ -38,6 +38,11 @@ export async function findPgbench(): Promise<string> {
   );
 }
 
+/** What the program says of itself. */
+export async function versionOf(program: string): Promise<string> {
+  return (await promisify(execFile)(program, ["--version"])).stdout.trim();
+}
+
 async function isProgram(path: string): Promise<boolean> {
   return access(path, constants.X_OK).then(
     () => true,

@@ -95,6 +95,7 @@ function drawBars({ title, unit, groups }: BarChart): string {
   const height = top + groups.length * groupHeight;
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" width="660" height="${height}" font-family="sans-serif" font-size="12">`,
+    `<title>${title}</title>`,
     '<rect width="100%" height="100%" fill="white"/>',
     `<text x="12" y="20" font-size="14">${title} (${unit})</text>`,
     ...legend,

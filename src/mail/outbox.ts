@@ -1,7 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { mkdir, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { createTransport } from "nodemailer";
 import type { Logger } from "pino";
 import { type Mail, toNodemailer } from "./mail.ts";
 
@@ -20,10 +19,12 @@ export interface OutboxOptions {
  * newest comes last, and its subject and link are logged, because there they can be used at once.
  */
 export function outboxMail({ dir, from, log }: OutboxOptions): Mail {
-  const composer = createTransport({ streamTransport: true, buffer: true });
   let written = 0;
   return {
     async send(message) {
+      // Loaded with the first message, since a service starts sooner without it.
+      const { createTransport } = await import("nodemailer");
+      const composer = createTransport({ streamTransport: true, buffer: true });
       const { message: source } = await composer.sendMail(toNodemailer(from, message));
       // The messages hold tokens, so they are for nobody but the service's own user.
       await mkdir(dir, { recursive: true, mode: 0o700 });

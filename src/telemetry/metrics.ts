@@ -26,6 +26,8 @@ const counters = {
 
 export type CounterName = keyof typeof counters;
 
+export const counterNames = Object.keys(counters) as CounterName[];
+
 /** Seconds; a call takes milliseconds, or as long as a gateway does. */
 const CALL_BUCKETS_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30];
 /** Milliseconds. The last ones are for payments that were reconciled. */

@@ -111,10 +111,10 @@ describe("ListPayments", () => {
     const ids = payments.slice(0, 2).map(({ id }) => id);
     await sql(
       server.database,
-      `INSERT INTO refunds (id, payment_id, currency, amount, status, create_time, process_time)
-       SELECT gen_random_uuid(), p.id, 'USD', n, 'COMPLETED', now() + n * interval '1 s', now()
+      `INSERT INTO refunds (id, payment_id, created_by, request_id, currency, amount, status, create_time, process_time)
+       SELECT gen_random_uuid(), p.id, $2, gen_random_uuid(), 'USD', n, 'COMPLETED', now() + n * interval '1 s', now()
          FROM unnest($1::uuid[]) p (id), generate_series(1, 2) n`,
-      [ids],
+      [ids, customer.id],
     );
     await sql(
       server.database,
@@ -136,8 +136,8 @@ describe("ListPayments", () => {
       const page = await customer.payments.listPayments({ includeRefunds: true, includeDisputes: true });
       const found = page.payments.filter(({ id }) => ids.includes(id));
       for (const { refunds, disputes } of found) {
-        expect(refunds.map(({ amount }) => text(amount))).to.deep.equal(["1.00 USD", "2.00 USD"]);
-        expect(disputes.map(({ amount }) => text(amount))).to.deep.equal(["5.00 USD"]);
+        expect(refunds.map(({ amount }) => text(amount))).to.deep.equal(["1 USD", "2 USD"]);
+        expect(disputes.map(({ amount }) => text(amount))).to.deep.equal(["5 USD"]);
       }
       expect(found).to.have.length(2);
       expect(page.payments).to.have.length(6);

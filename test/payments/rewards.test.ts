@@ -1,7 +1,9 @@
 import { randomUUID } from "node:crypto";
 import { expect } from "chai";
 import fc from "fast-check";
+import sinon from "sinon";
 import { jobHandlers } from "../../src/assemble.ts";
+import type { Mail } from "../../src/mail/mail.ts";
 import { dueRewards, pointsFor, type RewardStanding } from "../../src/payments/rewards.ts";
 import { sql } from "../support/database.ts";
 import { card, money, newAdmin, newCustomer, type Person, present } from "../support/factories.ts";
@@ -66,7 +68,8 @@ describe("the rule of rewards", () => {
 
 describe("GetRewards", () => {
   const gateway = fakeGateway();
-  const server = useServer({ gateways: { primary: gateway, backup: undefined } });
+  const send = sinon.stub<Parameters<Mail["send"]>, ReturnType<Mail["send"]>>().resolves();
+  const server = useServer({ gateways: { primary: gateway, backup: undefined }, mail: { send, close: () => {} } });
   let admin: Person;
   before(async () => {
     admin = await newAdmin(server);
@@ -81,8 +84,8 @@ describe("GetRewards", () => {
     const id = randomUUID();
     await sql(
       server.database,
-      `INSERT INTO refunds (id, payment_id, currency, amount, status, create_time, process_time)
-       SELECT $1, id, currency, $3, $4, now(), now() FROM payments WHERE id = $2`,
+      `INSERT INTO refunds (id, payment_id, created_by, request_id, currency, amount, status, create_time, process_time)
+       SELECT $1, id, customer_id, $1, currency, $3, $4, now(), now() FROM payments WHERE id = $2`,
       [id, paymentId, amount, status],
     );
     return id;
@@ -124,6 +127,23 @@ describe("GetRewards", () => {
     const { points, entries } = await customer.payments.getRewards({});
     expect(points).to.equal(0n);
     expect(entries.find(({ refundId }) => refundId === first)?.points).to.equal(-50n);
+  });
+
+  it("follows refunds that people ask for, whose confirmation is mailed", async () => {
+    const customer = await newCustomer(server);
+    const { id } = await pay(customer, "150.00");
+    gateway.refund.callsFake(async ({ key, amount: refunded }) => ({
+      kind: "executed",
+      result: { outcome: "completed", transactionId: `re_${key}`, refunded, responseCode: "00" },
+    }));
+    const request = { requestId: randomUUID(), paymentId: id, amount: money("30.00"), reason: "too large" };
+    const { refund: made } = await customer.payments.refundPayment(request);
+    await server.runJobs();
+    expect((await customer.payments.getRewards({})).points).to.equal(120n);
+    const mails = send.args.map(([message]) => message).filter(({ to }) => to === customer.email);
+    const mail = mails.find(({ subject }) => subject === "Your refund is on its way");
+    expect(mail?.text).to.include("30.00 USD").and.to.include(present(made).id).and.to.include(id);
+    expect(mail?.text).not.to.include("too large");
   });
 
   it("gives again what a refund took that the bank sent back, once", async () => {

@@ -53,6 +53,12 @@ BEGIN
     IF attempt.state NOT IN ('CREATED', 'UNKNOWN')
        AND NOT (state = 'CAPTURED' AND attempt.state IN ('DECLINED', 'NOT_EXECUTED', 'VOIDED')) THEN
       state := attempt.state;
+      -- Its end was noted before, so that the backup could be begun, and that did not come about.
+      IF payment.status = 'PENDING' AND a.verdict <> 'COMPLETED' AND state IN ('DECLINED', 'NOT_EXECUTED', 'VOIDED')
+         AND NOT EXISTS (SELECT FROM payment_attempts later
+                          WHERE later.payment_id = a.payment_id AND later.number > attempt.number) THEN
+        final := a.verdict;
+      END IF;
     ELSE
       IF state = 'CAPTURED' THEN
         IF payment.status <> 'PENDING' OR a.captured <> payment.amount

@@ -1,0 +1,47 @@
+import { expect } from "chai";
+import { newCustomer } from "../support/factories.ts";
+import { readableMetrics } from "../support/metrics.ts";
+import { refusalOf } from "../support/refusals.ts";
+import { useServer } from "../support/server.ts";
+
+describe("calls are measured", () => {
+  const counted = readableMetrics();
+  const server = useServer({ metrics: counted.metrics });
+  /** How often a method was measured, by the code of its outcome. */
+  const measured = async (method: string) => {
+    const found = Object.entries(await counted.byAttributes("rpc.server.call.duration"));
+    const ours = found
+      .map(([attributes, count]) => [JSON.parse(attributes) as Record<string, string>, count] as const)
+      .filter(([attributes]) => attributes["rpc.method"] === method);
+    return Object.fromEntries(ours.map(([attributes, count]) => [attributes["rpc.response.status_code"], count]));
+  };
+
+  it("by method and code, each once", async () => {
+    const customer = await newCustomer(server);
+    await customer.users.getProfile({});
+    await customer.users.getProfile({});
+    await refusalOf(customer.orders.getOrder({ orderId: "0199a4a5-0000-7000-8000-000000000000" }));
+    await refusalOf(server.as().users.getProfile({}));
+    await refusalOf(customer.orders.getOrder({ orderId: "no uuid" }));
+    expect(await measured("tradepost.user.v1.UserService/GetProfile")).to.deep.equal({ OK: 2, UNAUTHENTICATED: 1 });
+    expect(await measured("tradepost.order.v1.OrderService/GetOrder")).to.deep.equal({
+      NOT_FOUND: 1,
+      INVALID_ARGUMENT: 1,
+    });
+  });
+
+  it("of a stream when it has ended", async () => {
+    const customer = await newCustomer(server);
+    const leaving = new AbortController();
+    const method = "tradepost.order.v1.OrderService/WatchOrders";
+    const reading = (async () => {
+      for await (const _ of customer.orders.watchOrders({}, { signal: leaving.signal })) leaving.abort();
+    })();
+    setTimeout(() => leaving.abort(), 200).unref();
+    await reading.catch(() => {});
+    const deadline = Date.now() + 5_000;
+    while (Object.keys(await measured(method)).length === 0 && Date.now() < deadline)
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    expect(Object.values(await measured(method))).to.deep.equal([1]);
+  });
+});
