@@ -93,7 +93,7 @@ function connectionOf(transaction: Transaction): Client {
 
 /** Codes by which PostgreSQL, its poolers and the network say that nothing can be asked at the moment. */
 const AWAY = new Set([
-  ...["08000", "08001", "08003", "08004", "08006", "57P01", "57P02", "57P03", "53300", "25006"],
+  ...["08000", "08001", "08003", "08004", "08006", "57P01", "57P02", "57P03", "57014", "53300", "25006"],
   ...["ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EPIPE", "ENOTFOUND", "EAI_AGAIN", "EHOSTUNREACH"],
 ]);
 const AWAY_NAMES = /^Sequelize(Connection|HostNot|InvalidConnection|AccessDenied|ConnectionAcquireTimeout)/;

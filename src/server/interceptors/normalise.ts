@@ -11,7 +11,7 @@ const normalisers = new Map<DescMessage, Normaliser>();
 
 /**
  * Brings the texts of a request into the form in which they are checked and kept, by what the schema says of them: an
- * email (rule `string.email`) is NFKC, trimmed and lower-cased; a secret (option `debug_redact`) stays as it is; all
+ * email (rule `string.email`) is NFKC, trimmed and lower-cased; a UUID (rule `string.uuid`) is trimmed and lower-cased; a secret (option `debug_redact`) stays as it is; all
  * others are trimmed. A text with a NUL character, which PostgreSQL cannot hold, is a fault of its field.
  */
 export function normalise(schema: DescMessage, message: Message): FieldViolation[] {
@@ -89,7 +89,10 @@ function formOf(field: DescField): (text: string) => string {
   if (field.proto.options?.debugRedact === true) return (text) => text;
   if (hasOption(field, fieldRules)) {
     const { type } = getOption(field, fieldRules);
-    if (type.case === "string" && type.value.wellKnown.case === "email") return normaliseEmail;
+    const wellKnown = type.case === "string" ? type.value.wellKnown.case : undefined;
+    if (wellKnown === "email") return normaliseEmail;
+    // Both spellings name one thing, and the database answers in this one.
+    if (wellKnown === "uuid") return (text) => text.trim().toLowerCase();
   }
   return (text) => text.trim();
 }
