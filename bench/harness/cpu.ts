@@ -17,11 +17,15 @@ export function cpuOf(pid: number): number {
 
 /** The same for a process and all of its children, those that have ended included. */
 export function cpuOfFamily(pid: number): number {
-  const root = timesOf(pid);
-  if (root === undefined) return Number.NaN;
-  const all = readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? (timesOf(Number(name)) ?? []) : []));
-  const children = all.filter(({ parent }) => parent === pid);
-  return children.reduce((sum, { ownMs }) => sum + ownMs, root.ownMs + root.endedMs);
+  for (;;) {
+    const before = timesOf(pid);
+    if (before === undefined) return Number.NaN;
+    const all = readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? (timesOf(Number(name)) ?? []) : []));
+    const childrenMs = all.filter(({ parent }) => parent === pid).reduce((sum, { ownMs }) => sum + ownMs, 0);
+    const after = timesOf(pid);
+    // A child that ended meanwhile may have been counted twice or not at all.
+    if (after?.endedMs === before.endedMs) return after.ownMs + after.endedMs + childrenMs;
+  }
 }
 
 function timesOf(pid: number): Times | undefined {

@@ -89,8 +89,8 @@ function drawBars({ title, unit, groups }: BarChart): string {
   });
   const legend = series.map(
     (name, index) =>
-      `<rect x="${labelWidth + index * 130}" y="34" width="12" height="12" fill="${BAR_COLOURS[index]}"/>` +
-      `<text x="${labelWidth + index * 130 + 18}" y="45">${name}</text>`,
+      `<rect x="${labelWidth + index * 170}" y="34" width="12" height="12" fill="${BAR_COLOURS[index]}"/>` +
+      `<text x="${labelWidth + index * 170 + 18}" y="45">${name}</text>`,
   );
   const height = top + groups.length * groupHeight;
   return [
