@@ -1,6 +1,6 @@
 import { randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { createServer, type Http2Server } from "node:http2";
+import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Client, createClient } from "@connectrpc/connect";
@@ -113,7 +113,7 @@ describe("payments and crashes", function () {
     it(`tells a client that repeats it how it ended: it was ${at}`, async () => {
       const { payment } = await session.payments.processPayment(present(requests.get(dollars)), PATIENTLY);
       expect(payment?.status).to.equal(PaymentStatus.COMPLETED);
-      expect(await chargesOf(sandboxUrl, dollars)).to.have.length(dollars === unsent ? 2 : 1);
+      expect(await chargesOf(sandboxUrl, dollars)).to.have.length(1);
     });
   }
 
@@ -172,6 +172,8 @@ async function lockPayment(database: TestDatabase, dollars: number) {
     return (await sql(database, text, [dollars])).length > 0 ? true : undefined;
   });
   const client = new pg.Client({ connectionString: database.url });
+  // Where the test fails before it lets go, the database is dropped under it.
+  client.on("error", () => {});
   await client.connect();
   await client.query("BEGIN");
   await client.query("SELECT FROM payments WHERE amount = $1 FOR UPDATE", [dollars]);
@@ -196,7 +198,7 @@ async function lockPayment(database: TestDatabase, dollars: number) {
 async function startFraudService(silentDollars: number) {
   const released = Promise.withResolvers<void>();
   let asked = false;
-  const server: Http2Server = createServer(
+  const server = createServer(
     connectNodeAdapter({
       routes: (router) =>
         router.service(FraudService, {
@@ -210,8 +212,6 @@ async function startFraudService(silentDollars: number) {
         }),
     }),
   );
-  const sessions = new Set<{ destroy(): void }>();
-  server.on("session", (session) => sessions.add(session));
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
   return {
@@ -219,7 +219,7 @@ async function startFraudService(silentDollars: number) {
     isAsked: () => asked,
     release: () => released.resolve(),
     close() {
-      for (const session of sessions) session.destroy();
+      server.closeAllConnections();
       server.close();
     },
   };
