@@ -10,6 +10,11 @@ import type { RefundStore } from "./refund-store.ts";
 
 /** When the sweep looks first after a refund whose outcome is not known. */
 export const FIRST_REFUND_CHECK_MS = 5_000;
+/**
+ * For so long a refund belongs to the process that carries it out: longer than the calls of its gateway together. Were it
+ * overrun, the same key would be sent twice, and the money would still go back once.
+ */
+export const REFUND_LEASE_MS = 30_000;
 /** Gateways forget keys after 24 hours; one that is older could refund anew. */
 const MAX_KEY_AGE_MS = 23 * 60 * 60_000;
 const MAX_REFUND_TIMEOUT_MS = 8_000;

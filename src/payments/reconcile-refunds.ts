@@ -1,10 +1,9 @@
-import { type CarryOutRefundDeps, carryOutRefund, FIRST_REFUND_CHECK_MS } from "./carry-out-refund.ts";
+import { type CarryOutRefundDeps, carryOutRefund, FIRST_REFUND_CHECK_MS, REFUND_LEASE_MS } from "./carry-out-refund.ts";
 
 /** Refunds looked after at once: few enough for a gateway that is just coming back. */
 const BATCH = 16;
-/** As long as a client's call may take; nobody waits, but the lease has to outlast it. */
+/** As long as a client's call may take, although nobody waits. */
 const CARRY_OUT_MS = 30_000;
-const LEASE_MS = CARRY_OUT_MS + 45_000;
 const MAX_PAUSE_MS = 60 * 60_000;
 /** A refund that its gateway would not tell of for so long is for a person. */
 const ALERT_AGE_MS = 24 * 60 * 60_000;
@@ -17,7 +16,7 @@ const ALERT_AGE_MS = 24 * 60 * 60_000;
 export async function reconcileRefunds(deps: CarryOutRefundDeps): Promise<boolean> {
   const { refunds, clock, log } = deps;
   const now = clock.now();
-  const lease = new Date(now.getTime() + LEASE_MS);
+  const lease = new Date(now.getTime() + REFUND_LEASE_MS);
   const due = await refunds.takeDue(now, lease, FIRST_REFUND_CHECK_MS, MAX_PAUSE_MS, BATCH);
   await Promise.all(
     due.map(async (undertaking) => {

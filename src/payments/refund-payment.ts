@@ -4,12 +4,10 @@ import type { Config } from "../config.ts";
 import { DomainError, fieldsInvalid, notFound, requestIdReused } from "../errors.ts";
 import { formatMoney, type Money, toDecimal } from "../money.ts";
 import { requestHash } from "../orders/order.ts";
-import { type CarryOutRefundDeps, carryOutRefund, FIRST_REFUND_CHECK_MS } from "./carry-out-refund.ts";
+import { type CarryOutRefundDeps, carryOutRefund, FIRST_REFUND_CHECK_MS, REFUND_LEASE_MS } from "./carry-out-refund.ts";
 import { type NewRefund, type Refund, type RefundFigures, remainingOf } from "./refund.ts";
 import type { RefundRefusal } from "./refund-store.ts";
 
-/** Longer than any call: within it, a refund that is under way belongs to the process that recorded it. */
-const LEASE_MS = 75_000;
 /** How long the job that gives back an order's payment waits for the gateway. */
 const OWN_REFUND_MS = 30_000;
 const DAY_MS = 24 * 60 * 60_000;
@@ -73,7 +71,7 @@ export async function refundOrder(deps: CarryOutRefundDeps, orderId: string): Pr
 
 function freshRefund({ clock }: CarryOutRefundDeps, paymentId: string, reason: string): Omit<NewRefund, "asked"> {
   const createTime = clock.now();
-  const leaseEndMs = createTime.getTime() + LEASE_MS;
+  const leaseEndMs = createTime.getTime() + REFUND_LEASE_MS;
   return {
     ...{ id: uuidv7(), paymentId, reason, createTime },
     leaseExpireTime: new Date(leaseEndMs),

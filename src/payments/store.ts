@@ -329,7 +329,8 @@ export class PaymentStore {
         text: `WITH attempt AS (
                  UPDATE payment_attempts SET state = 'UNKNOWN', update_time = $3
                   WHERE id = $2 AND state = 'CREATED')
-               UPDATE payments p SET gateway = $4, lease_expire_time = NULL, check_time = least(p.check_time, $5)
+               UPDATE payments p SET gateway = $4, lease_expire_time = NULL,
+                      check_time = CASE WHEN p.checks = 0 THEN least(p.check_time, $5) ELSE p.check_time END
                 WHERE p.id = $1 AND p.status = 'PENDING' RETURNING ${PAYMENT}`,
       },
       [payment.id, attempt.id, now, attempt.gateway, checkTime],

@@ -30,7 +30,6 @@ export function serveAvatars(files: Files, log: Logger): HttpHandler {
     }
     if (underWay >= MAX_AT_ONCE) return busy(res);
     underWay++;
-    res.once("close", () => underWay--);
     const name = nameIn(req);
     try {
       const picture = name === undefined ? undefined : await files.get(name);
@@ -40,6 +39,9 @@ export function serveAvatars(files: Files, log: Logger): HttpHandler {
       if (!(error instanceof DomainError)) throw error;
       log.warn({ err: error.details.cause ?? error, name }, "a picture could not be read");
       busy(res);
+    } finally {
+      // Not at the response's `close`: one that waits behind others on its connection never tells of it.
+      underWay--;
     }
   };
 }

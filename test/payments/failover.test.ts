@@ -90,6 +90,30 @@ describe("failover", () => {
     expect([paid?.status, paid?.paymentState]).to.deep.equal([OrderStatus.CONFIRMED, OrderPaymentState.PAID]);
   });
 
+  it("asks a silent gateway at longer and longer pauses", async () => {
+    primary.charge.resolves(TIMEOUT);
+    primary.lookup.resolves(SILENCE);
+    primary.void.resolves(SILENCE);
+    const payment = present((await customer.payments.processPayment(paymentOf(await anOrder()))).payment);
+    const pauses: number[] = [];
+    let aheadMs = 0;
+    for (let check = 0; check < 4; check++) {
+      const [row] = await sql<{ check_time: Date }>(server.database, "SELECT check_time FROM payments WHERE id = $1", [
+        payment.id,
+      ]);
+      const pauseMs = present(row).check_time.getTime() - server.clock.now().getTime();
+      pauses.push(Math.round(pauseMs / 5_000) * 5);
+      server.clock.advance(pauseMs + 1);
+      aheadMs += pauseMs + 1;
+      await reconcilePayments(server.deps);
+    }
+    primary.lookup.resolves({ kind: "found", charge: { ...captured, refunded: nothing, disputed: nothing } });
+    server.clock.advance(600_000);
+    await reconcilePayments(server.deps);
+    server.clock.advance(-600_000 - aheadMs);
+    expect(pauses).to.deep.equal([5, 10, 20, 40]);
+  });
+
   it("is made up for by the sweep too, within its window", async () => {
     primary.charge.resolves(TIMEOUT);
     primary.lookup.resolves(SILENCE);

@@ -492,7 +492,7 @@ describe("RefundPayment at the edges of a gateway", () => {
     gateway.refund.resolves({ kind: "executed", result: completed(500n) });
     await later(6 * SECOND_MS, () => reconcileRefunds(server.deps));
     expect(gateway.refund.called, "its lease holds still").to.equal(false);
-    await later(81 * SECOND_MS, () => reconcileRefunds(server.deps));
+    await later(36 * SECOND_MS, () => reconcileRefunds(server.deps));
     const { refund: made } = await customer.payments.refundPayment(request);
     expect(made?.status).to.equal(RefundStatus.COMPLETED);
     expect(gateway.refund.firstCall.args[0].key).to.equal(made?.id);
