@@ -4,6 +4,7 @@ import type { Logger } from "pino";
 import { assemble, disconnect, jobHandlers, sweeps } from "./assemble.ts";
 import { type Config, readConfig } from "./config.ts";
 import { claimDataDir, prepareDataDir } from "./data-dir.ts";
+import { isAway } from "./db/database.ts";
 import { demoAccounts, ensureDemoData } from "./demo.ts";
 import type { Deps } from "./deps.ts";
 import { sentenceOf } from "./faults.ts";
@@ -176,8 +177,14 @@ async function main(): Promise<void> {
   // A reader that has gone (`npm start | head`) is no reason to stop serving.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
   const config = readConfig();
-  const service = new Service(config, createLog(config.log));
+  const log = createLog(config.log);
+  const service = new Service(config, log);
   process.on("uncaughtException", (error) => service.crash(error));
+  // Of a database that goes away libraries sometimes leave a promise behind that nobody awaits: that ends no service.
+  process.on("unhandledRejection", (reason) => {
+    if (isAway(reason)) log.error({ err: reason }, "the database went away under something that nobody waits for");
+    else service.crash(reason instanceof Error ? reason : new Error(String(reason)));
+  });
   onStopRequest((reason, times) => service.stop(reason, times));
   await service.run();
 }

@@ -54,16 +54,8 @@ describe("the access table", () => {
   });
 });
 
-describe("an RPC of another issue", () => {
+describe("an RPC for admins", () => {
   const server = useServer();
-
-  it("answers UNIMPLEMENTED to who may call it", async () => {
-    const { payments } = await newCustomer(server);
-    expect(await refusalOf(payments.getRewards({}))).to.include({
-      code: "Unimplemented",
-      reason: "UNIMPLEMENTED",
-    });
-  });
 
   it("refuses who may not call it before anything is said of the request", async () => {
     const { users } = await newCustomer(server);
