@@ -180,10 +180,9 @@ async function main(): Promise<void> {
   const log = createLog(config.log);
   const service = new Service(config, log);
   process.on("uncaughtException", (error) => service.crash(error));
-  // Of a database that goes away libraries sometimes leave a promise behind that nobody awaits: that ends no service.
+  // Of a database that goes away libraries leave promises behind that nobody awaits: that ends no service.
   process.on("unhandledRejection", (reason) => {
-    if (isAway(reason)) log.error({ err: reason }, "the database went away under something that nobody waits for");
-    else service.crash(reason instanceof Error ? reason : new Error(String(reason)));
+    log.error({ err: reason, databaseAway: isAway(reason) }, "something that nobody waits for has failed");
   });
   onStopRequest((reason, times) => service.stop(reason, times));
   await service.run();
