@@ -180,7 +180,7 @@ async function main(): Promise<void> {
   const log = createLog(config.log);
   const service = new Service(config, log);
   process.on("uncaughtException", (error) => service.crash(error));
-  // Of a database that goes away libraries leave promises behind that nobody awaits: that ends no service.
+  // What nobody waits for has no caller to whom it could lie: it is told, and ends no service.
   process.on("unhandledRejection", (reason) => {
     log.error({ err: reason, databaseAway: isAway(reason) }, "something that nobody waits for has failed");
   });

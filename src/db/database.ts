@@ -1,4 +1,4 @@
-import type { Client } from "pg";
+import pg, { Client, type ClientConfig } from "pg";
 import { Sequelize, type Transaction } from "sequelize";
 import { DomainError } from "../errors.ts";
 
@@ -23,6 +23,23 @@ export interface Statement {
   readonly text: string;
 }
 
+/**
+ * A connection whose end is heard from its first moment on. Sequelize listens only once the connection has been made and
+ * handed on; an end in that breath (PostgreSQL restarts, an administrator terminates) would be an error that nobody
+ * hears, which ends the process.
+ */
+class HeardClient extends Client {
+  /** Read by Sequelize's pool, which then lends it to nobody. */
+  _invalid = false;
+
+  constructor(config?: string | ClientConfig) {
+    super(config);
+    this.on("error", () => {
+      this._invalid = true;
+    });
+  }
+}
+
 /** PostgreSQL through Sequelize, with a way to run hot statements by name on the same connections. */
 export class Database {
   readonly sequelize: Sequelize;
@@ -35,6 +52,7 @@ export class Database {
     this.url = url;
     this.sequelize = new Sequelize(url, {
       dialect: "postgres",
+      dialectModule: { types: pg.types, Client: HeardClient },
       logging: false,
       pool: { max: poolMax, min: 0, idle: IDLE_MS, acquire: ACQUIRE_TIMEOUT_MS },
       dialectOptions: {
