@@ -24,7 +24,11 @@ CREATE FUNCTION place_orders(
   notes text[], statuses text[], expire_times timestamptz[], order_times timestamptz[],
   line_orders integer[], line_positions integer[], line_ids uuid[], line_products uuid[], line_quantities integer[]
 ) RETURNS TABLE (outcome text, order_id uuid, detail jsonb)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+-- One plan for every batch: what is looked up by index is few rows of big tables, whatever the planner takes an array for.
+-- Planning anew took a third of a lone order's time.
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
 #variable_conflict use_variable
 DECLARE
   max_total CONSTANT numeric := 99999999.99;
@@ -67,10 +71,9 @@ BEGIN
     FROM (SELECT id, name, products.currency, price, active, stock_quantity
             FROM products WHERE id = ANY (line_products) ORDER BY id FOR NO KEY UPDATE) p;
 
-  SELECT array_agg(coalesce(p.k, 0) ORDER BY l.at)
+  SELECT array_agg(coalesce(array_position(product_ids, l.product_id), 0) ORDER BY l.at)
     INTO line_ks
-    FROM unnest(line_products) WITH ORDINALITY l (product_id, at)
-    LEFT JOIN unnest(product_ids) WITH ORDINALITY p (id, k) ON p.id = l.product_id;
+    FROM unnest(line_products) WITH ORDINALITY l (product_id, at);
 
   SELECT array_agg(o.id ORDER BY r.at), array_agg(o.request_hash = r.request_hash ORDER BY r.at),
          array_agg(u.id IS NOT NULL ORDER BY r.at),

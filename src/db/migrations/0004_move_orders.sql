@@ -18,7 +18,10 @@ CREATE FUNCTION move_orders(
   order_ids uuid[], to_statuses text[], note_lines text[], reasons text[], tracking_numbers text[], allowed_moves text[],
   owner_id uuid, actor_id uuid, expiring boolean, hold_until timestamptz, move_time timestamptz
 ) RETURNS TABLE (outcome text, from_status text, was_paid boolean)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+-- One plan for every batch, by index: see place_orders.
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
 #variable_conflict use_variable
 DECLARE
   -- The locked orders, by their place in id order.
@@ -49,10 +52,9 @@ BEGIN
             FROM orders WHERE id = ANY (order_ids) ORDER BY id FOR NO KEY UPDATE) o;
   statuses := first_statuses;
 
-  SELECT array_agg(coalesce(o.k, 0) ORDER BY m.at)
+  SELECT array_agg(coalesce(array_position(ids, m.id), 0) ORDER BY m.at)
     INTO move_ks
-    FROM unnest(order_ids) WITH ORDINALITY m (id, at)
-    LEFT JOIN unnest(ids) WITH ORDINALITY o (id, k) ON o.id = m.id;
+    FROM unnest(order_ids) WITH ORDINALITY m (id, at);
 
   FOR i IN 1 .. cardinality(order_ids) LOOP
     k := move_ks[i];

@@ -20,7 +20,10 @@ CREATE FUNCTION record_payments(
   currencies text[], amounts numeric[], card_tokens text[], billing_countries text[], attempt_ids uuid[],
   gateways text[], create_times timestamptz[], lease_expire_times timestamptz[], check_times timestamptz[]
 ) RETURNS TABLE (outcome text, payment_id uuid, detail text)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+-- One plan for every batch, by index: see place_orders.
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
 #variable_conflict use_variable
 DECLARE
   -- The locked orders, by their place in id order.
@@ -61,13 +64,12 @@ BEGIN
   SELECT array_agg(p.id ORDER BY r.at), array_agg(p.request_hash = r.request_hash ORDER BY r.at),
          array_agg(p.status = 'PENDING' ORDER BY r.at),
          array_agg(coalesce(p.lease_expire_time <= r.now, true) ORDER BY r.at),
-         array_agg(u.id IS NOT NULL ORDER BY r.at), array_agg(coalesce(o.k, 0) ORDER BY r.at)
+         array_agg(u.id IS NOT NULL ORDER BY r.at), array_agg(coalesce(array_position(locked_ids, r.order_id), 0) ORDER BY r.at)
     INTO known_ids, same_requests, known_pending, known_free, customer_actives, ks
     FROM unnest(customer_ids, order_ids, created_by, request_ids, request_hashes, create_times) WITH ORDINALITY
            r (customer_id, order_id, created_by, request_id, request_hash, now, at)
     LEFT JOIN payments p ON p.created_by = r.created_by AND p.request_id = r.request_id
-    LEFT JOIN users u ON u.id = r.customer_id AND u.delete_time IS NULL
-    LEFT JOIN unnest(locked_ids) WITH ORDINALITY o (id, k) ON o.id = r.order_id;
+    LEFT JOIN users u ON u.id = r.customer_id AND u.delete_time IS NULL;
 
   FOR i IN 1 .. cardinality(ids) LOOP
     k := ks[i];
