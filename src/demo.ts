@@ -1,7 +1,7 @@
 import { existsSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { v7 as uuidv7 } from "uuid";
 import type { Deps } from "./deps.ts";
+import { newId } from "./ids.ts";
 import { fromDecimal } from "./money.ts";
 import { createAddress } from "./users/create-address.ts";
 import { register } from "./users/register.ts";
@@ -75,7 +75,7 @@ async function fillWithDemoData(deps: Deps): Promise<void> {
     if (there.some((product) => product.name === name)) continue;
     const now = deps.clock.now();
     const product = {
-      id: uuidv7(),
+      id: newId(),
       name,
       description: "",
       price: fromDecimal("USD", price),

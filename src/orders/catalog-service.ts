@@ -1,7 +1,6 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import type { ServiceImpl } from "@connectrpc/connect";
-import { v7 as uuidv7 } from "uuid";
 import {
   type CatalogService,
   CreateProductRequestSchema,
@@ -12,6 +11,7 @@ import { callerOf, callOf } from "../call.ts";
 import { pageOf, readPage } from "../db/page.ts";
 import type { Deps } from "../deps.ts";
 import { DomainError, etagMismatch, notFound } from "../errors.ts";
+import { newId } from "../ids.ts";
 import { fromMoneyMessage, toMoneyMessage } from "../money.ts";
 import { requestRule, required } from "../request-rules.ts";
 import { updatableFields } from "../update-mask.ts";
@@ -49,7 +49,7 @@ export function catalogService({ catalog, clock, pageTokens }: Deps): Partial<Se
     async createProduct({ product: given }, context) {
       const now = clock.now();
       const product: Product = {
-        id: uuidv7(),
+        id: newId(),
         name: given?.name ?? "",
         description: given?.description ?? "",
         price: fromMoneyMessage(given?.price ?? { currencyCode: "", units: 0n, nanos: 0 }),

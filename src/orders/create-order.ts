@@ -1,7 +1,7 @@
-import { v7 as uuidv7 } from "uuid";
 import type { Caller } from "../call.ts";
 import type { Clock } from "../deps.ts";
 import { DomainError, notFound, requestIdReused } from "../errors.ts";
+import { newId } from "../ids.ts";
 import { formatMoney } from "../money.ts";
 import { callerGone } from "./actor.ts";
 import { mergeLines, type Order, type OrderLine, requestHash } from "./order.ts";
@@ -40,12 +40,12 @@ export async function createOrder(
   const orderTime = clock.now();
   const placed = await orders.place(
     {
-      id: uuidv7(),
+      id: newId(),
       customerId,
       createdBy: userId,
       requestId,
       requestHash: requestHash({ customerId, lines: merged, shippingAddressId, notes, awaitPayment }),
-      lines: merged.map((line) => ({ ...line, id: uuidv7() })),
+      lines: merged.map((line) => ({ ...line, id: newId() })),
       shippingAddressId: shippingAddressId || null,
       notes,
       status: awaitPayment ? "PENDING" : "CONFIRMED",

@@ -1,4 +1,4 @@
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import type { FieldViolation } from "../errors.ts";
 import type { Money } from "../money.ts";
 
@@ -124,5 +124,5 @@ export function cancellation(orderId: string, reason: string): OrderMove {
 
 /** Tells a repeated request from another one under the same id. */
 export function requestHash(request: object): Buffer {
-  return createHash("sha256").update(JSON.stringify(request)).digest();
+  return hash("sha256", JSON.stringify(request), "buffer");
 }

@@ -58,7 +58,9 @@ function canonicalAddress(text: string): string | undefined {
   const [address = ""] = text.split("%");
   const version = isIP(address);
   if (version === 0) return undefined;
-  const { address: canonical } = new SocketAddress({ address, family: version === 6 ? "ipv6" : "ipv4" });
+  // Dotted decimals that are an address at all have one spelling.
+  if (version === 4) return address;
+  const { address: canonical } = new SocketAddress({ address, family: "ipv6" });
   const embedded = canonical.slice(IPV4_MAPPED.length);
   return canonical.startsWith(IPV4_MAPPED) && isIP(embedded) === 4 ? embedded : canonical;
 }

@@ -13,12 +13,20 @@ import { bind, checkTls, type TlsOptions } from "./listener/bind.ts";
 import { createGzip } from "./listener/compression.ts";
 import { Connection } from "./listener/connection.ts";
 import type { CorsOptions } from "./listener/cors.ts";
-import { Dispatcher, drainSignalKey, type HttpHandler } from "./listener/dispatcher.ts";
+import { Dispatcher, drainSignalKey, type HttpHandler, type RequestHead } from "./listener/dispatcher.ts";
 import type { NodeReq, NodeRes } from "./listener/exchange.ts";
 import { defaultLimits, type Limits } from "./listener/limits.ts";
 import { detectProtocol, Protocols } from "./listener/protocols.ts";
 
-export { type CorsOptions, drainSignalKey, type HttpHandler, type Limits, type NodeReq, type NodeRes };
+export {
+  type CorsOptions,
+  drainSignalKey,
+  type HttpHandler,
+  type Limits,
+  type NodeReq,
+  type NodeRes,
+  type RequestHead,
+};
 
 /** What a listener serves, and where. */
 export interface ListenerOptions {
@@ -38,7 +46,7 @@ export interface ListenerOptions {
    */
   readonly http?: Readonly<Record<string, HttpHandler>> | undefined;
   /** Makes the context of each RPC. */
-  readonly contextValues?: ((req: NodeReq) => ContextValues) | undefined;
+  readonly contextValues?: ((head: RequestHead) => ContextValues) | undefined;
   readonly limits?: Partial<Limits> | undefined;
   /** Which web pages may call the server. None, if not set. */
   readonly cors?: CorsOptions | undefined;
@@ -124,9 +132,10 @@ class Front implements Listener {
       cors: options.cors,
       contextValues: options.contextValues,
       drainSignal: this.#drain.signal,
+      shutdownSignal: this.#shutdown.signal,
     });
     this.#protocols = new Protocols(
-      (req, res, connection) => this.#dispatcher.dispatch(req, res, connection),
+      (arrival, connection) => this.#dispatcher.dispatch(arrival, connection),
       this.#limits,
       options.log,
     );

@@ -8,7 +8,7 @@ import { AVATARS_PATH, serveAvatars } from "./avatars.ts";
 import { clientAddress, clientNetwork } from "./client-address.ts";
 import { createHealth } from "./health.ts";
 import { bind, checkTls, type TlsOptions } from "./listener/bind.ts";
-import { listen, type NodeReq, type NodeRes } from "./listener.ts";
+import { listen, type NodeRes, type RequestHead } from "./listener.ts";
 import { interceptors, routes, services } from "./routes.ts";
 import { serveWebhooks, WEBHOOKS_PATH } from "./webhooks.ts";
 
@@ -58,7 +58,7 @@ export async function startServer(deps: Deps, { host, port }: { host: string; po
       [AVATARS_PATH]: serveAvatars(files, log),
       [WEBHOOKS_PATH]: serveWebhooks(deps),
     },
-    contextValues: (req) => describeCall(req, config.trustProxy),
+    contextValues: (head) => describeCall(head, config.trustProxy),
     ...(config.corsOrigins.length > 0 && { cors: { origins: config.corsOrigins } }),
   });
   const stop = async (graceMs: number) => {
@@ -70,15 +70,15 @@ export async function startServer(deps: Deps, { host, port }: { host: string; po
   return { url: listener.url, port: listener.port, stop };
 }
 
-function describeCall(req: NodeReq, trustProxy: number): ContextValues {
+function describeCall({ headers, remoteAddress }: RequestHead, trustProxy: number): ContextValues {
   const values = createContextValues();
-  const given = req.headers["x-request-id"];
-  const address = clientAddress(req.socket?.remoteAddress, req.headers["x-forwarded-for"], trustProxy);
+  const given = headers["x-request-id"];
+  const address = clientAddress(remoteAddress, headers["x-forwarded-for"], trustProxy);
   setCall(values, {
     requestId: typeof given === "string" && REQUEST_ID.test(given) ? given : randomUUID(),
     clientAddress: address,
     clientNetwork: clientNetwork(address),
-    userAgent: req.headers["user-agent"] ?? "",
+    userAgent: headers["user-agent"] ?? "",
     deadline: Number.POSITIVE_INFINITY,
   });
   return values;

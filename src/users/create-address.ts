@@ -1,6 +1,6 @@
-import { v7 as uuidv7 } from "uuid";
 import type { Clock } from "../deps.ts";
 import { DomainError } from "../errors.ts";
+import { newId } from "../ids.ts";
 import type { AddressStore } from "./address-store.ts";
 import type { UserStore } from "./store.ts";
 import { type Address, type AddressInput, MAX_ADDRESSES } from "./user.ts";
@@ -22,7 +22,7 @@ export async function createAddress(
       throw new DomainError("precondition", "TOO_MANY_ADDRESSES", message);
     }
     const now = clock.now();
-    const address = { ...input, id: uuidv7(), userId, isPrimary: input.isPrimary || count === 0, createTime: now };
+    const address = { ...input, id: newId(), userId, isPrimary: input.isPrimary || count === 0, createTime: now };
     if (address.isPrimary) await addresses.clearPrimary(userId, transaction);
     await addresses.add(address, transaction);
     const details = { address_id: address.id };

@@ -1,6 +1,6 @@
-import { v7 as uuidv7 } from "uuid";
 import type { Call } from "../call.ts";
 import type { Deps } from "../deps.ts";
+import { newId } from "../ids.ts";
 import { admit, checkPassword } from "./locks.ts";
 import { hashOfToken } from "./refresh-tokens.ts";
 import { refreshExpireTime } from "./token-lifetimes.ts";
@@ -66,7 +66,7 @@ async function openSession(deps: LoginDeps, found: User, call: Call): Promise<Lo
   const expireTime = refreshExpireTime(now, now);
   const refreshToken = deps.refreshTokens.first();
   const session = {
-    id: uuidv7(),
+    id: newId(),
     userId: found.id,
     createTime: now,
     lastUseTime: now,

@@ -1,6 +1,6 @@
-import { v7 as uuidv7 } from "uuid";
 import type { Role } from "../call.ts";
 import type { Clock } from "../deps.ts";
+import { newId } from "../ids.ts";
 import { verificationEmailJob } from "./account-jobs.ts";
 import type { Passwords } from "./passwords.ts";
 import type { UserStore } from "./store.ts";
@@ -29,7 +29,7 @@ export async function register(
   const passwordHash = await passwords.hash(password);
   const now = clock.now();
   const user: User = {
-    id: uuidv7(),
+    id: newId(),
     email: normaliseEmail(email),
     passwordHash,
     firstName,

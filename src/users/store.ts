@@ -1,11 +1,11 @@
 import { DataTypes, literal, Op, type Transaction, type WhereOptions } from "sequelize";
-import { v7 as uuidv7 } from "uuid";
 import type { Role } from "../call.ts";
 import { naming } from "../db/constraints.ts";
 import type { Database } from "../db/database.ts";
 import { columns, count, flag, id, instant, instantOrNull, reference, type Table, text } from "../db/model.ts";
 import { inTransaction } from "../db/transaction.ts";
 import { notFound } from "../errors.ts";
+import { newId } from "../ids.ts";
 import { enqueue, type Job } from "../jobs/enqueue.ts";
 import { emailTaken, type User } from "./user.ts";
 
@@ -108,7 +108,7 @@ export class UserStore {
 
   /** Notes what happened to an account, in the transaction that makes it happen. */
   async addEvent(event: Omit<AccountEvent, "id">, transaction: Transaction): Promise<void> {
-    await this.#events.create({ ...event, id: uuidv7() }, { transaction });
+    await this.#events.create({ ...event, id: newId() }, { transaction });
   }
 
   /** Deleted accounts too. */

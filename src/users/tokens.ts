@@ -1,9 +1,9 @@
 import { verify as verifySignature } from "node:crypto";
 import { SignJWT } from "jose";
-import { v7 as uuidv7 } from "uuid";
 import type { Caller, Role } from "../call.ts";
 import type { Clock } from "../deps.ts";
 import { DomainError } from "../errors.ts";
+import { newId } from "../ids.ts";
 import type { Revocations } from "./revocations.ts";
 import { ALGORITHM, type SigningKeys } from "./signing-keys.ts";
 import { ACCESS_TOKEN_LIFETIME_MS, CLOCK_TOLERANCE_MS } from "./token-lifetimes.ts";
@@ -71,7 +71,7 @@ export class Tokens {
       .setIssuer(this.#issuer)
       .setAudience(this.#audience)
       .setSubject(userId)
-      .setJti(uuidv7())
+      .setJti(newId())
       .setIssuedAt(issuedAt)
       .setExpirationTime(expiresAt)
       .sign(privateKey);

@@ -1,6 +1,7 @@
 import type { Interceptor } from "@connectrpc/connect";
 import { callOf } from "../../call.ts";
 import { DomainError } from "../../errors.ts";
+import { msOfGrpcTimeout } from "../listener/headers.ts";
 
 const DEFAULT_DEADLINE_MS = 15_000;
 const MAX_DEADLINE_MS = 60_000;
@@ -32,12 +33,8 @@ export function deadline(): Interceptor {
   };
 }
 
-const UNIT_MS: Readonly<Record<string, number>> = { n: 1e-6, u: 1e-3, m: 1, S: 1_000, M: 60_000, H: 3_600_000 };
-
 /** What the client asked for, by either protocol's header; a malformed one was refused before. */
 function clientTimeoutMs(header: Headers): number | undefined {
   const connect = header.get("connect-timeout-ms");
-  if (connect !== null) return Number(connect);
-  const grpc = /^(\d{1,8})([numSMH])$/.exec(header.get("grpc-timeout") ?? "");
-  return grpc === null ? undefined : Number(grpc[1]) * (UNIT_MS[grpc[2] ?? ""] ?? 1);
+  return connect === null ? msOfGrpcTimeout(header.get("grpc-timeout")) : Number(connect);
 }

@@ -1,3 +1,4 @@
+import type { IncomingHttpHeaders } from "node:http";
 import { base64Decode } from "@bufbuild/protobuf/wire";
 import {
   Code,
@@ -12,11 +13,21 @@ import {
 import type { Logger } from "pino";
 import type { Connection } from "./connection.ts";
 import { applyCors, type CorsOptions } from "./cors.ts";
-import { Exchange, isHttp2, MemoryBudget, type NodeReq, type NodeRes } from "./exchange.ts";
+import { type Arrival, Exchange, MemoryBudget, type NodeReq, type NodeRes } from "./exchange.ts";
+import { requestHeader } from "./headers.ts";
 import type { Limits } from "./limits.ts";
 import { type Refusal, refuse } from "./refusal.ts";
-import { type RpcHandler, requestHeader, serveRpc } from "./rpc.ts";
+import { RequestBody } from "./request-body.ts";
+import { type RpcHandler, type RpcRequest, serveRpc } from "./rpc.ts";
 import { parseTarget, type Target } from "./target.ts";
+import { isPlain, registerUnary, serveUnary, type UnaryMethod } from "./unary.ts";
+
+/** What is known of a request before anything of its body. */
+export interface RequestHead {
+  readonly headers: IncomingHttpHeaders;
+  /** The other end of the connection; undefined once it has gone. */
+  readonly remoteAddress: string | undefined;
+}
 
 /** Serves a plain HTTP route. What it throws is logged and answered with 500. */
 export type HttpHandler = (req: NodeReq, res: NodeRes) => void | Promise<void>;
@@ -30,8 +41,10 @@ interface DispatcherOptions {
   readonly router: ConnectRouterOptions;
   readonly http: Readonly<Record<string, HttpHandler>>;
   readonly cors: CorsOptions | undefined;
-  readonly contextValues: ((req: NodeReq) => ContextValues) | undefined;
+  readonly contextValues: ((head: RequestHead) => ContextValues) | undefined;
   readonly drainSignal: AbortSignal;
+  /** Aborted shortly before the end of draining. */
+  readonly shutdownSignal: AbortSignal;
 }
 
 /**
@@ -45,13 +58,11 @@ export const drainSignalKey: ContextKey<AbortSignal> = createContextKey(new Abor
 const httpRouteMethods = ["GET", "HEAD", "POST"];
 const knownMethods = new Set(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]);
 
-/**
- * Takes every request of every protocol, and finds who answers it. This is the seam for a faster path: whatever can
- * serve an RPC from a request and a response belongs beside `serveRpc`, below the same checks.
- */
+/** Takes every request of every protocol, and finds who answers it. */
 export class Dispatcher {
   readonly #options: DispatcherOptions;
   readonly #rpcs: ReadonlyMap<string, RpcHandler>;
+  readonly #unaries: ReadonlyMap<string, UnaryMethod>;
   readonly #exactRoutes: ReadonlyMap<string, HttpHandler>;
   readonly #prefixRoutes: ReadonlyArray<readonly [string, HttpHandler]>;
   readonly #budget: MemoryBudget;
@@ -61,7 +72,7 @@ export class Dispatcher {
     this.#options = options;
     this.#budget = new MemoryBudget(options.limits.requestMemoryBytes);
     const router = createConnectRouter(options.router);
-    options.routes(router);
+    this.#unaries = registerUnary(router, options.routes, options.router.interceptors ?? []);
     this.#rpcs = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
     const routes = Object.entries(options.http);
     this.#exactRoutes = new Map(routes.filter(([path]) => !path.endsWith("/")));
@@ -79,8 +90,8 @@ export class Dispatcher {
   }
 
   /** Serves one request. Never throws, and nothing that comes of it later goes uncaught. */
-  dispatch(req: NodeReq, res: NodeRes, connection: Connection): void {
-    const exchange = new Exchange(req, res, connection, this.#budget, (closed) => {
+  dispatch(arrival: Arrival, connection: Connection): void {
+    const exchange = new Exchange(arrival, connection, this.#budget, (closed) => {
       this.#exchanges.delete(closed);
       connection.delete(closed, performance.now());
     });
@@ -109,24 +120,22 @@ export class Dispatcher {
 
   /** Starts whatever serves the request, or says why nothing does. */
   #route(exchange: Exchange): Refusal | undefined {
-    const { req, res } = exchange;
     const { drainSignal, scheme, cors } = this.#options;
-    if (drainSignal.aborted && !isHttp2(res)) {
-      res.setHeader("connection", "close");
+    if (drainSignal.aborted && exchange.stream === undefined) {
+      exchange.res.setHeader("connection", "close");
     }
     const overload = this.#findOverload(exchange);
     if (overload !== undefined) {
       return overload;
     }
-    const authority = "authority" in req ? req.authority : req.headers.host;
-    const target = parseTarget(req.url, authority, scheme);
+    const target = parseTarget(exchange.target, exchange.authority, scheme);
     if (typeof target === "string") {
       return { status: 400, code: Code.InvalidArgument, message: target };
     }
-    if (!knownMethods.has(req.method ?? "")) {
+    if (!knownMethods.has(exchange.method)) {
       return methodNotAllowed(["GET", "POST"]);
     }
-    if (cors !== undefined && applyCors(cors, req, res)) {
+    if (cors !== undefined && exchange.headers.origin !== undefined && applyCors(cors, exchange.req, exchange.res)) {
       return undefined;
     }
     const httpHandler = this.#findHttpRoute(target.path);
@@ -142,7 +151,7 @@ export class Dispatcher {
 
   #findOverload(exchange: Exchange): Refusal | undefined {
     const { limits } = this.#options;
-    if (exchange.req.rawHeaders.length > 2 * limits.headerCount) {
+    if (exchange.headerFields > limits.headerCount) {
       const message = `A request must not have more than ${limits.headerCount} header fields.`;
       return { status: 431, code: Code.ResourceExhausted, message };
     }
@@ -150,7 +159,7 @@ export class Dispatcher {
     if (
       this.#exchanges.size > limits.requests ||
       exchange.connection.exchanges.size > 2 * limits.requestsPerConnection ||
-      (!isHttp2(exchange.res) && exchange.connection.exchanges.size > limits.requestsPerConnection)
+      (exchange.stream === undefined && exchange.connection.exchanges.size > limits.requestsPerConnection)
     ) {
       const message = "The server has too many requests in flight; try again.";
       return { status: 503, code: Code.Unavailable, message, headers: { "retry-after": "1" } };
@@ -178,15 +187,15 @@ export class Dispatcher {
   }
 
   #serveRpc(exchange: Exchange, rpc: RpcHandler, target: Target): Refusal | undefined {
-    const { req, res } = exchange;
+    const { headers, connection } = exchange;
     const { limits, contextValues, drainSignal } = this.#options;
-    const refusal = findRpcRefusal(req, res, rpc, target);
+    const refusal = findRpcRefusal(exchange, rpc, target);
     if (refusal !== undefined) {
       return refusal;
     }
     let header: Headers;
     try {
-      header = requestHeader(req.headers, limits.readMaxBytes);
+      header = requestHeader(headers, limits.readMaxBytes);
     } catch {
       const message = "The request has a header field that is not valid.";
       return { status: 400, code: Code.InvalidArgument, message };
@@ -194,11 +203,21 @@ export class Dispatcher {
     if (rpc.method.methodKind === "unary" || rpc.method.methodKind === "server_streaming") {
       this.#limitBodyTime(exchange);
     }
-    const values = (contextValues?.(req) ?? createContextValues()).set(drainSignalKey, drainSignal);
-    serveRpc(exchange, rpc, target, header, values, limits.readMaxBytes).catch((error: unknown) => {
-      this.#fail(exchange, error);
-    });
+    const { remoteAddress } = connection.socket;
+    const values = contextValues?.({ headers, remoteAddress }) ?? createContextValues();
+    values.set(drainSignalKey, drainSignal);
+    const body = new RequestBody(exchange, limits.readMaxBytes);
+    const request = { exchange, target, header, contextValues: values, body };
+    this.#answerRpc(rpc, request).catch((error: unknown) => this.#fail(exchange, error));
     return undefined;
+  }
+
+  async #answerRpc(rpc: RpcHandler, request: RpcRequest): Promise<void> {
+    const { limits, shutdownSignal } = this.#options;
+    const unary = isPlain(request.exchange) ? this.#unaries.get(request.target.path) : undefined;
+    if (unary === undefined) return serveRpc(rpc, request);
+    const unusual = await serveUnary(unary, request, limits, shutdownSignal);
+    if (unusual !== undefined) await serveRpc(rpc, request, unusual);
   }
 
   #limitBodyTime(exchange: Exchange): void {
@@ -207,11 +226,11 @@ export class Dispatcher {
 
   #refuse(exchange: Exchange, refusal: Refusal): void {
     this.#options.log.debug(
-      { method: exchange.req.method, status: refusal.status, reason: refusal.message },
+      { method: exchange.method, status: refusal.status, reason: refusal.message },
       "request refused",
     );
     // What is left of the body is thrown away, so that the client gets to read the answer.
-    exchange.req.resume();
+    exchange.body.resume();
     refuse(exchange.req, exchange.res, refusal);
   }
 
@@ -221,10 +240,7 @@ export class Dispatcher {
       this.#options.log.debug({ err: error }, "a request failed after its client was gone");
       return;
     }
-    this.#options.log.error(
-      { err: error, path: exchange.req.url?.split("?", 1)[0] },
-      "a request could not be answered",
-    );
+    this.#options.log.error({ err: error, path: exchange.target?.split("?", 1)[0] }, "a request could not be answered");
     try {
       if (!exchange.res.headersSent) {
         this.#refuse(exchange, { status: 500, code: Code.Internal, message: "internal error" });
@@ -247,22 +263,23 @@ function methodNotAllowed(allowed: readonly string[]): Refusal {
   };
 }
 
-function findRpcRefusal(req: NodeReq, res: NodeRes, rpc: RpcHandler, target: Target): Refusal | undefined {
-  if (!rpc.allowedMethods.includes(req.method ?? "")) {
+function findRpcRefusal(exchange: Exchange, rpc: RpcHandler, target: Target): Refusal | undefined {
+  const { method, headers } = exchange;
+  if (!rpc.allowedMethods.includes(method)) {
     return methodNotAllowed([...new Set(rpc.allowedMethods)]);
   }
-  if (rpc.method.methodKind === "bidi_streaming" && !isHttp2(res)) {
+  if (rpc.method.methodKind === "bidi_streaming" && exchange.stream === undefined) {
     const message = "This method streams in both directions, which needs HTTP/2.";
     return { status: 505, code: Code.Unimplemented, message, headers: { connection: "close" } };
   }
-  if (req.method === "POST" && !rpc.supportedContentType(req.headers["content-type"] ?? "")) {
+  if (method === "POST" && !rpc.supportedContentType(headers["content-type"] ?? "")) {
     return {
       status: 415,
       code: Code.InvalidArgument,
       message: "The content type is none of gRPC, gRPC-Web or Connect.",
     };
   }
-  if (req.method === "GET" && !hasDecodableMessage(target.query)) {
+  if (method === "GET" && !hasDecodableMessage(target.query)) {
     return { status: 400, code: Code.InvalidArgument, message: "The query's message is not valid base64." };
   }
   return undefined;

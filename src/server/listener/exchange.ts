@@ -1,5 +1,5 @@
-import type { IncomingMessage, ServerResponse } from "node:http";
-import { constants, Http2ServerRequest, Http2ServerResponse } from "node:http2";
+import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from "node:http";
+import { constants, Http2ServerRequest, Http2ServerResponse, type ServerHttp2Stream } from "node:http2";
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { Connection } from "./connection.ts";
 import type { Limits } from "./limits.ts";
@@ -8,6 +8,11 @@ import type { Limits } from "./limits.ts";
 export type NodeReq = IncomingMessage | Http2ServerRequest;
 /** The response that belongs to a `NodeReq`. */
 export type NodeRes = ServerResponse | Http2ServerResponse;
+
+/** A request as its protocol gives it. */
+export type Arrival =
+  | { readonly req: IncomingMessage; readonly res: ServerResponse; readonly stream?: undefined }
+  | { readonly stream: ServerHttp2Stream; readonly headers: IncomingHttpHeaders; readonly rawHeaders: string[] };
 
 /** How long a client may go on sending a body after it has got its answer, before its stream is ended (milliseconds). */
 const lingerMs = 2_000;
@@ -47,13 +52,17 @@ export class MemoryBudget {
  * `signal` when that was too early; it never throws, and no event of the request or the response goes unheard.
  */
 export class Exchange {
-  readonly req: NodeReq;
-  readonly res: NodeRes;
   readonly connection: Connection;
+  /** HTTP/2 only. Whoever answers by it must not use `req` and `res`, which are made of it when they are asked for. */
+  readonly stream: ServerHttp2Stream | undefined;
+  readonly headers: IncomingHttpHeaders;
   /** When the request's body must have arrived (milliseconds of `performance.now()`). */
   bodyDeadlineAt = Number.POSITIVE_INFINITY;
   /** What to do when it has not. */
   onBodyTimeout: () => void = () => this.destroy();
+  readonly #arrival: Arrival;
+  #req: NodeReq | undefined;
+  #res: NodeRes | undefined;
   #closed = false;
   #wakeWriter: (() => void) | undefined;
   #stalled = false;
@@ -61,37 +70,85 @@ export class Exchange {
   #progressAt = 0;
   #endedAt = 0;
   #chargedBytes = 0;
-  readonly #abort = new AbortController();
+  #abort: AbortController | undefined;
+  #cancelled: ConnectError | undefined;
   readonly #budget: MemoryBudget;
   readonly #onClose: (exchange: Exchange) => void;
 
-  constructor(
-    req: NodeReq,
-    res: NodeRes,
-    connection: Connection,
-    budget: MemoryBudget,
-    onClose: (exchange: Exchange) => void,
-  ) {
-    this.req = req;
-    this.res = res;
+  constructor(arrival: Arrival, connection: Connection, budget: MemoryBudget, onClose: (exchange: Exchange) => void) {
+    this.#arrival = arrival;
+    this.stream = arrival.stream;
     this.connection = connection;
     this.#budget = budget;
     this.#onClose = onClose;
     const close = () => this.close();
     // An error event without a listener ends the process. All of them mean that the client or its connection is gone,
     // which `close` tells as well.
-    req.on("error", ignore);
-    res.on("error", ignore);
-    // The compatibility response of HTTP/2 says nothing when a HEAD request is reset, so its stream is asked.
-    if (req instanceof Http2ServerRequest) {
-      req.stream.once("close", close);
+    if (arrival.stream !== undefined) {
+      this.headers = arrival.headers;
+      // The compatibility response of HTTP/2 says nothing when a HEAD request is reset, so its stream is asked.
+      arrival.stream.once("close", close);
     } else {
+      const { req, res } = arrival;
+      this.headers = req.headers;
+      this.#req = req;
+      this.#res = res;
+      req.on("error", ignore);
+      res.on("error", ignore);
       res.once("close", close);
     }
   }
 
+  get req(): NodeReq {
+    if (this.#req === undefined) this.#adapt();
+    return this.#req as NodeReq;
+  }
+
+  get res(): NodeRes {
+    if (this.#res === undefined) this.#adapt();
+    return this.#res as NodeRes;
+  }
+
+  /** What Node.js makes of an HTTP/2 stream for those who are used to HTTP/1.1; it costs more than many an RPC. */
+  #adapt(): void {
+    if (this.#arrival.stream === undefined) return;
+    const { stream, headers, rawHeaders } = this.#arrival;
+    this.#req = new Http2ServerRequest(stream, headers, {}, rawHeaders);
+    this.#res = new Http2ServerResponse(stream);
+    this.#req.on("error", ignore);
+    this.#res.on("error", ignore);
+  }
+
+  get method(): string {
+    return (this.stream === undefined ? this.req.method : this.headers[":method"]?.toString()) ?? "";
+  }
+
+  /** The request's target as it was sent. */
+  get target(): string | undefined {
+    return this.stream === undefined ? this.req.url : this.headers[":path"]?.toString();
+  }
+
+  get authority(): string | undefined {
+    return this.stream === undefined
+      ? this.headers.host
+      : (this.headers[":authority"]?.toString() ?? this.headers.host);
+  }
+
+  get headerFields(): number {
+    return (this.#arrival.stream === undefined ? this.#arrival.req : this.#arrival).rawHeaders.length / 2;
+  }
+
+  /** Where the request's bytes come from. */
+  get body(): IncomingMessage | ServerHttp2Stream {
+    return this.#arrival.stream === undefined ? this.#arrival.req : this.#arrival.stream;
+  }
+
   /** Aborted when the exchange ends before its response was complete. */
   get signal(): AbortSignal {
+    if (this.#abort === undefined) {
+      this.#abort = new AbortController();
+      if (this.#cancelled !== undefined) this.#abort.abort(this.#cancelled);
+    }
     return this.#abort.signal;
   }
 
@@ -102,9 +159,20 @@ export class Exchange {
 
   /** Whether the request ended where its client wanted it to end, and not because its stream was reset. */
   get bodyIntact(): boolean {
-    return this.req instanceof Http2ServerRequest
-      ? !this.req.stream.aborted && this.req.stream.rstCode === constants.NGHTTP2_NO_ERROR
-      : this.req.complete;
+    return this.#arrival.stream === undefined
+      ? this.#arrival.req.complete
+      : !this.#arrival.stream.aborted && this.#arrival.stream.rstCode === constants.NGHTTP2_NO_ERROR;
+  }
+
+  /** Whether all of the request has arrived, or nothing more will. */
+  get #received(): boolean {
+    const { stream } = this;
+    return stream === undefined ? this.req.complete : stream.readableEnded || stream.destroyed || stream.aborted;
+  }
+
+  /** Whether all of the response has been handed over. */
+  get #answered(): boolean {
+    return (this.stream ?? this.res).writableEnded;
   }
 
   /** Ends the exchange's bookkeeping. The connection calls it too, because queued HTTP/1.1 responses never close. */
@@ -116,21 +184,27 @@ export class Exchange {
     this.#budget.give(this.#chargedBytes);
     this.#onClose(this);
     this.#wakeWriter?.();
-    if (!this.res.writableEnded) {
-      this.#abort.abort(new ConnectError("The client cancelled the request.", Code.Canceled));
+    if (!this.#answered) {
+      this.#cancelled = new ConnectError("The client cancelled the request.", Code.Canceled);
+      this.#abort?.abort(this.#cancelled);
     }
   }
 
   /** Ends the exchange now: resets the HTTP/2 stream, or closes the HTTP/1.1 connection. */
   destroy(code: number = constants.NGHTTP2_CANCEL): void {
-    if (this.req instanceof Http2ServerRequest) {
-      if (!this.req.stream.destroyed) {
-        this.req.stream.close(code);
+    if (this.stream !== undefined) {
+      if (!this.stream.destroyed) {
+        this.stream.close(code);
       }
     } else {
       this.connection.socket.destroy();
     }
     this.close();
+  }
+
+  /** Tells a client that asked for it to send the body. */
+  writeContinue(): void {
+    this.res.writeContinue();
   }
 
   /** Charges received bytes to the shared memory, up to `capBytes` for this request; throws RESOURCE_EXHAUSTED. */
@@ -151,12 +225,13 @@ export class Exchange {
       return;
     }
     this.#stalled = true;
+    const writer = this.stream ?? this.res;
     await new Promise<void>((resolve) => {
       this.#wakeWriter = resolve;
-      this.res.once("drain", resolve);
+      writer.once("drain", resolve);
     });
     if (this.#wakeWriter !== undefined) {
-      this.res.off("drain", this.#wakeWriter);
+      writer.off("drain", this.#wakeWriter);
     }
     this.#wakeWriter = undefined;
     this.#stalled = false;
@@ -165,8 +240,8 @@ export class Exchange {
 
   /** Enforces the timeouts; called at intervals. `now` is `performance.now()`. */
   sweep(now: number, timeouts: ExchangeTimeouts): void {
-    if (!this.res.writableEnded) {
-      if (now >= this.bodyDeadlineAt && !this.req.complete) {
+    if (!this.#answered) {
+      if (now >= this.bodyDeadlineAt && !this.#received) {
         this.bodyDeadlineAt = Number.POSITIVE_INFINITY;
         this.onBodyTimeout();
       } else if (this.#stalled) {
@@ -176,7 +251,7 @@ export class Exchange {
     }
     this.#endedAt ||= now;
     const endedForMs = now - this.#endedAt;
-    if (this.req instanceof Http2ServerRequest && !this.req.complete && endedForMs > lingerMs) {
+    if (this.stream !== undefined && !this.#received && endedForMs > lingerMs) {
       this.destroy(constants.NGHTTP2_NO_ERROR);
     } else if (endedForMs > timeouts.flushTimeoutMs) {
       this.destroy();

@@ -1,8 +1,6 @@
 import http, { type IncomingMessage, type ServerResponse } from "node:http";
 import http2, {
   type Http2Server,
-  Http2ServerRequest,
-  Http2ServerResponse,
   type IncomingHttpHeaders,
   type ServerHttp2Session,
   type ServerHttp2Stream,
@@ -10,11 +8,11 @@ import http2, {
 import type { Socket } from "node:net";
 import type { Logger } from "pino";
 import type { Connection } from "./connection.ts";
-import type { NodeReq, NodeRes } from "./exchange.ts";
+import type { Arrival } from "./exchange.ts";
 import type { Limits } from "./limits.ts";
 
 /** Takes a request of either protocol; must not throw. */
-type Dispatch = (req: NodeReq, res: NodeRes, connection: Connection) => void;
+type Dispatch = (arrival: Arrival, connection: Connection) => void;
 
 /** A resetting client is told once a second that it may go on, and may reset this many streams at once before. */
 const streamResetBurst = 500;
@@ -98,7 +96,7 @@ export class Protocols {
       req.socket.destroy();
       return;
     }
-    this.#dispatch(req, res, connection);
+    this.#dispatch({ req, res }, connection);
   }
 
   #createHttp2(): Http2Server {
@@ -135,8 +133,7 @@ export class Protocols {
       stream.respond({ ":status": 417 }, { endStream: true });
       return;
     }
-    const req = new Http2ServerRequest(stream, headers, {}, rawHeaders);
-    this.#dispatch(req, new Http2ServerResponse(stream), connection);
+    this.#dispatch({ stream, headers, rawHeaders }, connection);
   }
 }
 
