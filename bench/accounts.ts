@@ -9,7 +9,7 @@ const LOAD = "accounts-load.ts";
 /** Each is tried four times, so this many times four pairs are compared. */
 const COMPARED_ACCOUNTS = 100;
 const LANES = [1, 2, 3] as const;
-const DEFAULT_LANES = 2;
+const COMPARED_LANES = 2;
 const LOGIN_CLIENTS = 16;
 const BURST_CLIENTS = 64;
 const PROFILE_RATE_PER_S = 50;
@@ -67,7 +67,7 @@ async function compareKnownAndUnknown(): Promise<Row[]> {
 
 async function compareWithBareArgon2(): Promise<Row[]> {
   say("logins and Argon2id alone");
-  const lanes = DEFAULT_LANES;
+  const lanes = COMPARED_LANES;
   await using server = await startServer({ PASSWORD_HASH_LANES: String(lanes) });
   await using load = new LoadProcess(LOAD);
   const { url } = server;

@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { resolve } from "node:path";
 import { z } from "zod";
 import { fromDecimal, type Money, minorDigits } from "./money.ts";
@@ -8,8 +9,8 @@ const MINUTE_MS = 60_000;
 const onOff = z.enum(["on", "off"]).transform((value) => value === "on");
 const anyPort = z.coerce.number().int().min(0).max(65_535);
 const port = (fallback: number) => anyPort.default(fallback);
-const whole = (fallback: number, min: number, max: number) =>
-  z.coerce.number().int().min(min).max(max).default(fallback);
+const wholeNumber = (min: number, max: number) => z.coerce.number().int().min(min).max(max);
+const whole = (fallback: number, min: number, max: number) => wholeNumber(min, max).default(fallback);
 const limit = (fallback: number) => whole(fallback, 1, 1_000_000);
 const gateway = z.enum(["stripe", "adyen", "sandbox-primary", "sandbox-backup"]);
 
@@ -100,7 +101,9 @@ const settings = z.object({
   TOKEN_AUDIENCE: z.string().min(1).default("tradepost").describe("`aud` of access tokens"),
   PASSWORD_HASH_MEMORY_KIB: whole(19_456, 19_456, 1_048_576).describe("Argon2id memory for one hash, KiB"),
   PASSWORD_HASH_PASSES: whole(2, 2, 20).describe("Argon2id passes"),
-  PASSWORD_HASH_LANES: whole(2, 1, 3).describe("Hashes computed at once; more wait in a bounded queue"),
+  PASSWORD_HASH_LANES: wholeNumber(1, 3)
+    .optional()
+    .describe("Hashes computed at once, 1 to 3; more wait in a bounded queue. Default: half of the machine's cores"),
   TRUST_PROXY: whole(0, 0, 10).describe(
     "Proxies in front, each of which appends to `X-Forwarded-For`. 0: the client is the socket's other end",
   ),
@@ -153,6 +156,16 @@ const settings = z.object({
     .describe("Address of Adyen's Checkout API; it names the account's own in production"),
   ADYEN_RETURN_URL: z.url().optional().describe("Page that Adyen returns a customer to"),
   SANDBOX_PORT: port(8081).describe("Port of the sandbox gateway, on loopback only"),
+  SANDBOX_WEBHOOK_URL: httpUrl.describe(
+    "Where `npm run sandbox` sends webhooks, such as http://127.0.0.1:8080/webhooks/sandbox. Not set: nowhere",
+  ),
+  SANDBOX_WEBHOOK_SECRET: z
+    .string()
+    .min(16)
+    .optional()
+    .describe(
+      "Signs the sandbox's webhooks, set alike for it and the service. Default: made of the key behind `SECRET_KEY`",
+    ),
   FRAUD_URL: httpUrl.describe("Service that implements `tradepost.fraud.v1.FraudService`. Not set: the rules below"),
   FRAUD_PROTOCOL: z
     .enum(["connect", "grpc"])
@@ -271,6 +284,11 @@ function missingLimits({ SUPPORTED_CURRENCIES, MAX_PAYMENT_AMOUNT }: z.output<ty
   );
 }
 
+/** What leaves other calls fast in a burst of logins (`npm run bench -- accounts`), below libuv's four threads. */
+function defaultHashLanes(): number {
+  return Math.min(Math.max(Math.floor(availableParallelism() / 2), 1), 3);
+}
+
 function derive(set: z.output<typeof settings>) {
   const tls =
     set.TLS_CERT !== undefined && set.TLS_KEY !== undefined
@@ -290,7 +308,7 @@ function derive(set: z.output<typeof settings>) {
     passwords: {
       memoryKib: set.PASSWORD_HASH_MEMORY_KIB,
       passes: set.PASSWORD_HASH_PASSES,
-      lanes: set.PASSWORD_HASH_LANES,
+      lanes: set.PASSWORD_HASH_LANES ?? defaultHashLanes(),
     },
     trustProxy: set.TRUST_PROXY,
     rateLimits: {
@@ -333,6 +351,7 @@ function derive(set: z.output<typeof settings>) {
         ...(set.ADYEN_BASE_URL !== undefined && { baseUrl: set.ADYEN_BASE_URL }),
       },
       sandboxPort: set.SANDBOX_PORT,
+      sandboxWebhook: { url: set.SANDBOX_WEBHOOK_URL, secret: set.SANDBOX_WEBHOOK_SECRET },
     },
     fraud: {
       url: set.FRAUD_URL,
