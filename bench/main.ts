@@ -3,6 +3,7 @@
 const benches: Readonly<Record<string, () => Promise<void>>> = {
   accounts: async () => (await import("./accounts.ts")).accounts(),
   orders: async () => (await import("./orders.ts")).orders(),
+  payments: async () => (await import("./payments.ts")).payments(),
 };
 
 const [name = ""] = process.argv.slice(2);

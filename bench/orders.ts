@@ -1,14 +1,15 @@
-import { loadavg } from "node:os";
 import { Database } from "../src/db/database.ts";
 import { examine } from "../src/db/invariants.ts";
 import { orderInvariants } from "../src/orders/check-store.ts";
+import { type Figures, latencyOf, rateOf, rowOf } from "./harness/figures.ts";
 import type { Samples } from "./harness/load.ts";
 import { findPgbench, runPgbench, versionOf } from "./harness/pgbench.ts";
 import { print, publish, type Row } from "./harness/report.ts";
-import { interleaved, median, quantile } from "./harness/stats.ts";
+import { describePostgres, loadBefore, type Stage } from "./harness/stage.ts";
+import { interleaved } from "./harness/stats.ts";
 import { ORDERS, ordersOfBuyers, PRODUCTS, type ProductRange, pgbenchVariables } from "./orders-data.ts";
 import type { OrderTasks } from "./orders-load.ts";
-import { type Figures, openStage, type Stage } from "./orders-stage.ts";
+import { openStage } from "./orders-stage.ts";
 
 const CLIENTS = [1, 32, 256] as const;
 const READ_CLIENTS = 32;
@@ -18,8 +19,6 @@ const ROUND_MS = 3_000;
 const WARM_UP_MS = 3_000;
 const KNOWN_ORDERS = 100;
 const DAY_S = 86_400;
-/** Above it, what others do decides more than what is measured. */
-const CALM_LOAD = 0.5;
 
 /** Of which products the second one of each order is. */
 const PICKS = {
@@ -42,12 +41,10 @@ interface Cell {
 /** The figures of orders: the service against pgbench on the same PostgreSQL, and what reading takes. */
 export async function orders(): Promise<void> {
   const pgbench = await findPgbench();
-  const [loadBefore = Number.NaN] = loadavg();
-  if (loadBefore > CALM_LOAD)
-    process.stderr.write(`The load average is ${loadBefore}: other work falsifies the figures.\n`);
+  const before = loadBefore();
   say("a database to be filled");
   await using stage = await openStage();
-  const run = print({ title: "The run", rows: [await describe(stage, pgbench, loadBefore)] });
+  const run = print({ title: "The run", rows: [await describe(stage, pgbench, before)] });
   await warmUp(stage);
   const cells: Cell[] = [];
   for (const clients of CLIENTS) {
@@ -73,19 +70,12 @@ export async function orders(): Promise<void> {
   });
 }
 
-async function describe({ sql }: Stage, pgbench: string, loadBefore: number): Promise<Row> {
-  const { rows } = await sql.query<{ version: string; fsync: string; commit: string }>(
-    `SELECT current_setting('server_version') AS version, current_setting('fsync') AS fsync,
-            current_setting('synchronous_commit') AS commit`,
-  );
-  const [{ version = "", fsync = "", commit = "" } = {}] = rows;
+async function describe(stage: Stage, pgbench: string, before: number): Promise<Row> {
   return {
-    "load average before": loadBefore,
+    "load average before": before,
     rounds: ROUNDS,
     "seconds a round": ROUND_MS / 1000,
-    PostgreSQL: version,
-    fsync,
-    synchronous_commit: commit,
+    ...(await describePostgres(stage)),
     pgbench: await versionOf(pgbench),
   };
 }
@@ -122,21 +112,6 @@ async function compare(stage: Stage, pgbench: string, pick: Pick, clients: numbe
 
 function rowsOf({ pick, clients, figures }: Cell): Row[] {
   return [...figures].map(([way, rounds]) => ({ clients, products: pick, "placed by": way, ...rowOf(rounds) }));
-}
-
-function rowOf(rounds: readonly Figures[]): Row {
-  const per = (of: (round: Figures) => number) => median(rounds.map((round) => of(round) / callsOf(round)));
-  return {
-    "median/s": rateOf(rounds),
-    "least/s": Math.min(...rounds.map(({ samples }) => perSecond(samples))),
-    "most/s": Math.max(...rounds.map(({ samples }) => perSecond(samples))),
-    "p50 ms": latencyOf(rounds, 0.5),
-    "p99 ms": latencyOf(rounds, 0.99),
-    "node CPU ms": per(({ serviceCpuMs }) => serviceCpuMs),
-    "PostgreSQL CPU ms": per(({ databaseCpuMs }) => databaseCpuMs),
-    "commits per call": per(({ commits }) => commits),
-    failed: rounds.reduce((sum, { samples }) => sum + failuresOf(samples), 0),
-  };
 }
 
 function goalsOf(cells: readonly Cell[]): Row[] {
@@ -210,26 +185,6 @@ async function check({ databaseUrl }: Stage): Promise<void> {
   } finally {
     await db.close();
   }
-}
-
-function perSecond({ latenciesMs, elapsedMs }: Samples): number {
-  return (latenciesMs.length / elapsedMs) * 1000;
-}
-
-function rateOf(rounds: readonly Figures[] = []): number {
-  return median(rounds.map(({ samples }) => perSecond(samples)));
-}
-
-function latencyOf(rounds: readonly Figures[] = [], q: number): number {
-  return median(rounds.map(({ samples }) => quantile(samples.latenciesMs, q)));
-}
-
-function callsOf({ samples }: Figures): number {
-  return samples.latenciesMs.length;
-}
-
-function failuresOf({ outcomes }: Samples): number {
-  return Object.entries(outcomes).reduce((sum, [outcome, count]) => sum + (outcome === "ok" ? 0 : count), 0);
 }
 
 function say(what: string): void {

@@ -9,11 +9,14 @@ const START_TIMEOUT_MS = 90_000;
 const STOP_TIMEOUT_MS = 30_000;
 const TASK_TIMEOUT_MS = 10 * 60_000;
 const OUTPUT_MAX_CHARS = 20_000;
+const END_SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
 /** The service as `npm start` runs it, on a database of its own. */
 export interface BenchServer extends AsyncDisposable {
   readonly url: string;
   readonly pid: number;
+  /** Lets nothing of it run until the work is done, so that what goes on beside its calls takes no part. */
+  pausedWhile<Result>(work: () => Promise<Result>): Promise<Result>;
 }
 
 /**
@@ -40,10 +43,28 @@ export async function startServer(settings: Readonly<Record<string, string>> = {
     await rm(dataDir, { recursive: true, force: true });
   };
   try {
-    return { url: await greetingOf(child), pid: child.pid ?? 0, [Symbol.asyncDispose]: stop };
+    const url = await greetingOf(child);
+    const pausedWhile: BenchServer["pausedWhile"] = (work) => whilePaused(child, work);
+    return { url, pid: child.pid ?? 0, pausedWhile, [Symbol.asyncDispose]: stop };
   } catch (error) {
     await stop();
     throw error;
+  }
+}
+
+async function whilePaused<Result>(child: ChildProcess, work: () => Promise<Result>): Promise<Result> {
+  // A paused process cannot end, so it must not be left behind by a bench that somebody stops.
+  const resumeAndEnd = (signal: NodeJS.Signals) => {
+    child.kill("SIGCONT");
+    process.kill(process.pid, signal);
+  };
+  for (const signal of END_SIGNALS) process.once(signal, resumeAndEnd);
+  child.kill("SIGSTOP");
+  try {
+    return await work();
+  } finally {
+    child.kill("SIGCONT");
+    for (const signal of END_SIGNALS) process.off(signal, resumeAndEnd);
   }
 }
 

@@ -70,7 +70,11 @@ function format(value: string | number): string {
 
 function drawBars({ title, unit, groups }: BarChart): string {
   const series = Object.keys(groups[0]?.bars ?? {});
-  const [barHeight, labelWidth, barWidth, top] = [18, 150, 420, 64];
+  const [barHeight, labelWidth, barWidth] = [18, 150, 420];
+  // Three names fill a line.
+  const legendX = (index: number) => labelWidth + (index % 3) * 170;
+  const legendY = (index: number) => 34 + Math.floor(index / 3) * 18;
+  const top = legendY(series.length - 1) + 30;
   const groupHeight = series.length * barHeight + 14;
   const most = Math.max(...groups.flatMap(({ bars }) => Object.values(bars)), Number.MIN_VALUE);
   const marks = groups.flatMap(({ label, bars }, group) => {
@@ -89,8 +93,8 @@ function drawBars({ title, unit, groups }: BarChart): string {
   });
   const legend = series.map(
     (name, index) =>
-      `<rect x="${labelWidth + index * 170}" y="34" width="12" height="12" fill="${BAR_COLOURS[index]}"/>` +
-      `<text x="${labelWidth + index * 170 + 18}" y="45">${name}</text>`,
+      `<rect x="${legendX(index)}" y="${legendY(index)}" width="12" height="12" fill="${BAR_COLOURS[index]}"/>` +
+      `<text x="${legendX(index) + 18}" y="${legendY(index) + 11}">${name}</text>`,
   );
   const height = top + groups.length * groupHeight;
   return [

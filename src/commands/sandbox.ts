@@ -2,8 +2,9 @@
 import { existsSync, mkdirSync, realpathSync } from "node:fs";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
-import { ConfigError, readConfig } from "../config.ts";
+import { type Config, ConfigError, readConfig } from "../config.ts";
 import { onStopRequest } from "../parent.ts";
+import { sandboxWebhookSecret } from "../payments/gateways/open-gateways.ts";
 import { type SandboxOptions, startSandbox } from "../payments/gateways/sandbox-server.ts";
 import { createLog } from "../telemetry/log.ts";
 
@@ -56,7 +57,8 @@ function untilStopped(options: RunSandboxOptions): Promise<void> {
 
 /** Runs the sandbox of the settings, until somebody asks it to stop or whoever started it is gone. */
 async function main(): Promise<void> {
-  const { payments, dataDir, log } = readConfig();
+  const config = readConfig();
+  const { payments, dataDir, log } = config;
   prepareFolder(dataDir);
   const stop = new AbortController();
   onStopRequest((_reason, times) => {
@@ -68,7 +70,15 @@ async function main(): Promise<void> {
     dataDir: join(dataDir, "sandbox"),
     log: createLog(log),
     signal: stop.signal,
+    ...webhooksOf(config),
   });
+}
+
+function webhooksOf(config: Config): Pick<SandboxOptions, "webhook"> {
+  const { url } = config.payments.sandboxWebhook;
+  if (url === undefined) return {};
+  const webhook = { url, secret: sandboxWebhookSecret(config) };
+  return { webhook: config.tls === undefined ? webhook : { ...webhook, certificate: config.tls.cert } };
 }
 
 /** Other faults of the folder are the sandbox's own to tell; that it is the one of DATA_DIR only this program knows. */

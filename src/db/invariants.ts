@@ -17,6 +17,8 @@ export interface Invariant {
   /** Gives a row for each breach: `subject`, by which the row can be looked up, and `fault`, what is wrong with it. */
   readonly text: string;
   readonly values?: readonly unknown[];
+  /** Its rows break nothing: they are what a person should know of. The rule then names them. */
+  readonly remark?: boolean;
 }
 
 export interface Breach {
@@ -27,6 +29,7 @@ export interface Breach {
 /** What became of one invariant. */
 export interface Verdict {
   readonly rule: string;
+  readonly remark: boolean;
   /** Zero: it holds. */
   readonly breaches: number;
   /** The first of them, MAX_EXAMPLES at most. */
@@ -72,7 +75,7 @@ async function countRows(connection: Client, table: string): Promise<number> {
   return Number(rows[0]?.rows ?? 0);
 }
 
-async function judge(connection: Client, { rule, text, values = [] }: Invariant): Promise<Verdict> {
+async function judge(connection: Client, { rule, text, values = [], remark = false }: Invariant): Promise<Verdict> {
   const { rows } = await connection.query<Breach & { breaches: string }>(
     `WITH breach AS MATERIALIZED (${text})
      SELECT subject, fault, (SELECT count(*) FROM breach) AS breaches
@@ -80,5 +83,5 @@ async function judge(connection: Client, { rule, text, values = [] }: Invariant)
     [...values],
   );
   const examples = rows.map(({ subject, fault }) => ({ subject, fault }));
-  return { rule, breaches: Number(rows[0]?.breaches ?? 0), examples };
+  return { rule, remark, breaches: Number(rows[0]?.breaches ?? 0), examples };
 }

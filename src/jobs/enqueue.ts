@@ -4,6 +4,13 @@ import type { Database } from "../db/database.ts";
 /** With graphile-worker's growing pauses (e^n seconds, at most six hours) the last try comes about 16 hours later. */
 const MAX_ATTEMPTS = 12;
 
+/**
+ * A query for the jobs that have not succeeded, those that were given up among them: `task`, `payload`, `create_time`.
+ * The library's own view does not show payloads.
+ */
+export const UNFINISHED_JOBS = `SELECT t.identifier AS task, j.payload, j.created_at AS create_time
+  FROM graphile_worker._private_jobs j JOIN graphile_worker._private_tasks t ON t.id = j.task_id`;
+
 /** Work to be done after the transaction that asks for it has committed; never if it rolls back. */
 export interface Job {
   /** Which handler does it: see the handlers that main.ts gives to the worker. */

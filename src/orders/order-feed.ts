@@ -6,7 +6,7 @@ import { isAfter, type OrderChange, type OrderStore, type Position } from "./sto
 
 const CHANNEL = "order_events";
 /** Commits of this long share one notification: each NOTIFY makes commits wait for one another. */
-const ANNOUNCE_PAUSE_MS = 20;
+const ANNOUNCE_PAUSE_MS = 100;
 /** How often is looked without being woken, while somebody watches: notifications can be lost. */
 const POLL_MS = 1_000;
 const PAGE = 500;

@@ -39,7 +39,7 @@ export interface CarryOutDeps extends SettleDeps, JudgeDeps {
 }
 
 /** What is kept of a payment that could not be checked, where such a payment may not be charged. */
-const UNCHECKED = { riskLevel: "HIGH", riskFactors: ["unchecked"] } as const;
+const UNCHECKED = { riskLevel: "UNCHECKED", riskFactors: [] } as const;
 
 /** What became of an attempt. A proof says that it did not execute and never will. */
 type Ending =
@@ -66,9 +66,9 @@ export async function carryOut(
     if (untouched) {
       const stopped = await screen(deps, payment, last, deadline);
       if (stopped !== undefined) return stopped;
-    } else if (payment.riskLevel === "HIGH") {
+    } else if (isStopped(payment)) {
       // It was judged, and then the process died.
-      return await stopUncharged(deps, payment, last, payment.riskFactors);
+      return await stopUncharged(deps, payment, last, payment);
     }
     return await follow(deps, payment, last, untouched, deadline);
   } catch (error) {
@@ -90,7 +90,11 @@ async function screen(
   if (!(await deps.payments.screen({ paymentId: payment.id, ...verdict, leaseExpireTime }))) {
     return (await deps.payments.findUndertaking(payment.id))?.payment ?? payment;
   }
-  return verdict.riskLevel === "HIGH" ? stopUncharged(deps, payment, attempt, verdict.riskFactors) : undefined;
+  return isStopped(verdict) ? stopUncharged(deps, payment, attempt, verdict) : undefined;
+}
+
+function isStopped({ riskLevel }: Pick<Payment, "riskLevel">): boolean {
+  return riskLevel === "HIGH" || riskLevel === "UNCHECKED";
 }
 
 /** The reason is for those who may know it; what customers are told says less. */
@@ -98,9 +102,9 @@ function stopUncharged(
   deps: SettleDeps,
   payment: Payment,
   attempt: Attempt,
-  riskFactors: readonly string[],
+  { riskLevel, riskFactors }: Pick<Payment, "riskLevel" | "riskFactors">,
 ): Promise<Payment> {
-  if (riskFactors.length === 1 && riskFactors[0] === UNCHECKED.riskFactors[0])
+  if (riskLevel === "UNCHECKED")
     return finish(deps, payment, attempt, nothing(attempt, "NOT_EXECUTED", "Fraud check unavailable", "FAILED"));
   deps.log.warn({ paymentId: payment.id, customerId: payment.customerId, riskFactors }, "payment stopped as fraud");
   const reason = `High fraud risk: ${riskFactors.join(", ") || "no factors told"}`;
@@ -247,12 +251,12 @@ export async function settleVoided(
 }
 
 /** How a capture settles its attempt; the database decides whether the money is kept. */
-function captureOf(attempt: Attempt, { captured, transactionId, responseCode }: Captured): Settlement {
+function captureOf(attempt: Attempt, { captured, transactionId, responseCode, untilVoided }: Captured): Settlement {
   return {
     paymentId: attempt.paymentId,
     attemptId: attempt.id,
     verdict: "COMPLETED",
-    attemptState: "CAPTURED",
+    attemptState: untilVoided === true ? "AUTHORISED" : "CAPTURED",
     captured: moneyOf(captured),
     transactionId,
     responseCode,
@@ -298,7 +302,8 @@ function countEnd(metrics: Metrics, { status, gateway, createTime }: Payment, { 
   if (status === "COMPLETED" && number === 2) metrics.count("payment.backup_gateway_successful", { gateway });
 }
 
-function moneyOf({ currency, minor }: GatewayMoney) {
+/** An amount as gateways have it, as ours. */
+export function moneyOf({ currency, minor }: GatewayMoney) {
   return fromMinor(currency, minor);
 }
 

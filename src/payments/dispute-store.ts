@@ -1,6 +1,6 @@
-import { v7 as uuidv7 } from "uuid";
 import type { Database } from "../db/database.ts";
 import { retrying } from "../db/transaction.ts";
+import { newId } from "../ids.ts";
 import { fromDecimal, type Money, toDecimal } from "../money.ts";
 import type { GatewayName } from "./gateways/gateway.ts";
 import type { Dispute, DisputeStatus } from "./refund.ts";
@@ -55,7 +55,7 @@ export class DisputeStore {
                FROM record_dispute($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
     };
     const values = [
-      uuidv7(),
+      newId(),
       gateway,
       gatewayDisputeId,
       "attemptId" in charge ? charge.attemptId : null,

@@ -8,7 +8,7 @@ import { bulkhead, ConsecutiveBreaker, circuitBreaker, handleAll, wrap } from "c
 import { FraudService, RiskLevel } from "../../gen/tradepost/fraud/v1/fraud_service_pb.js";
 import type { Config } from "../config.ts";
 import { toMoneyMessage } from "../money.ts";
-import type { FraudCheck, Verdict } from "./fraud.ts";
+import { CHECK_UNAVAILABLE, type FraudCheck, type Verdict } from "./fraud.ts";
 
 const MAX_ANSWER_BYTES = 64 * 1024;
 const MAX_CALLS = 64;
@@ -76,6 +76,7 @@ function toVerdict(level: RiskLevel, factors: readonly string[]): Verdict {
   // They get into the database, mails and logs: whatever the other side sends, they stay few, short and of one line.
   const riskFactors = factors
     .slice(0, MAX_FACTORS)
-    .map((factor) => factor.slice(0, MAX_FACTOR_CHARS).replaceAll(/[^\w.: -]/g, "?"));
+    .map((factor) => factor.slice(0, MAX_FACTOR_CHARS).replaceAll(/[^\w.: -]/g, "?"))
+    .map((factor) => (factor === CHECK_UNAVAILABLE ? `told: ${factor}` : factor));
   return { riskLevel, riskFactors };
 }

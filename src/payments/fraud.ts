@@ -11,6 +11,9 @@ const MIN_TIMEOUT_MS = 100;
 /** Of the time that a caller still has; the rest is for charging. */
 const SHARE = 0.5;
 
+/** The factor of a payment that is charged although the check failed. No verdict of a check has it. */
+export const CHECK_UNAVAILABLE = "check_unavailable";
+
 /** How risky a payment is. HIGH is not charged. */
 export interface Verdict {
   readonly riskLevel: RiskLevel;
@@ -65,7 +68,7 @@ export async function judge(deps: JudgeDeps, payment: Payment, deadline: number)
     metrics.count("payment.fraud_check_failed");
     const { unavailable } = config.fraud;
     log.error({ err: error, paymentId: payment.id, unavailable }, "fraud check failed");
-    return unavailable === "allow" ? { riskLevel: "LOW", riskFactors: ["check_unavailable"] } : undefined;
+    return unavailable === "allow" ? { riskLevel: "LOW", riskFactors: [CHECK_UNAVAILABLE] } : undefined;
   } finally {
     waiting.abort();
   }

@@ -13,6 +13,9 @@ export interface Card {
 
 export type RiskLevel = "LOW" | "MEDIUM" | "HIGH";
 
+/** What is kept of a payment's screening. UNCHECKED: there was no verdict, and without one it may not be charged. */
+export type Screened = RiskLevel | "UNCHECKED";
+
 export interface Payment {
   readonly id: string;
   readonly customerId: string;
@@ -21,7 +24,7 @@ export interface Payment {
   readonly status: PaymentStatus;
   readonly card: Card;
   /** Null: not screened yet, so never sent to any gateway. */
-  readonly riskLevel: RiskLevel | null;
+  readonly riskLevel: Screened | null;
   readonly riskFactors: readonly string[];
   /** Empty: no gateway was asked yet. */
   readonly gateway: GatewayName | "";
@@ -82,7 +85,8 @@ export interface Settlement {
   readonly attemptId: string;
   /** Undefined: the payment does not end by this; another attempt may follow. */
   readonly verdict: Exclude<PaymentStatus, "PENDING"> | undefined;
-  readonly attemptState: "CAPTURED" | "DECLINED" | "NOT_EXECUTED" | "VOIDED";
+  /** AUTHORISED: captured, unless its gateway has said that it was voided. */
+  readonly attemptState: "CAPTURED" | "AUTHORISED" | "DECLINED" | "NOT_EXECUTED" | "VOIDED";
   readonly captured: Money | undefined;
   readonly transactionId: string;
   readonly responseCode: string;

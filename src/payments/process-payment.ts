@@ -1,7 +1,8 @@
-import { v7 as uuidv7 } from "uuid";
 import type { Caller } from "../call.ts";
 import { DomainError, notFound, requestIdReused } from "../errors.ts";
+import { newId } from "../ids.ts";
 import { formatMoney, fromDecimal, type Money } from "../money.ts";
+import { callerGone } from "../orders/actor.ts";
 import { requestHash } from "../orders/order.ts";
 import { type CarryOutDeps, carryOut, FIRST_CHECK_MS, LEASE_MS } from "./carry-out.ts";
 import type { Card, NewPayment, Payment } from "./payment.ts";
@@ -22,7 +23,7 @@ export interface ProcessPayment {
  * transaction is open while the outside world is asked. The same request again gives the payment as it is now, and goes
  * on with one that was left behind.
  * @throws DomainError ADMIN_REQUIRED, ORDER_NOT_FOUND, ORDER_NOT_PAYABLE, AMOUNT_MISMATCH, CUSTOMER_INACTIVE,
- *   REQUEST_ID_REUSED, REQUEST_IN_PROGRESS
+ *   REQUEST_ID_REUSED, REQUEST_IN_PROGRESS, TOKEN_INVALID
  */
 export async function processPayment(
   deps: CarryOutDeps,
@@ -36,7 +37,7 @@ export async function processPayment(
   }
   const createTime = deps.clock.now();
   const asked: NewPayment = {
-    id: uuidv7(),
+    id: newId(),
     customerId,
     orderId: orderId || null,
     createdBy: userId,
@@ -48,7 +49,7 @@ export async function processPayment(
     leaseExpireTime: new Date(createTime.getTime() + LEASE_MS),
     // Not before the lease ends: until then the sweep would find it taken.
     checkTime: new Date(createTime.getTime() + LEASE_MS + FIRST_CHECK_MS),
-    attemptId: uuidv7(),
+    attemptId: newId(),
     gateway: deps.gateways.primary.name,
   };
   const recorded = await deps.payments.record(asked, deadline);
@@ -103,6 +104,8 @@ function refusal(
       return notFound("Order", orderId ?? "");
     case "CUSTOMER_INACTIVE":
       return because(outcome, `There is no active customer ${customerId}`);
+    case "CALLER_GONE":
+      return callerGone();
     case "ORDER_STATUS":
       return because("ORDER_NOT_PAYABLE", `Cannot pay order with status: ${detail}`);
     case "ORDER_PAYMENT_STATE":

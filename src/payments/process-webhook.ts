@@ -1,11 +1,14 @@
+import { v7 as uuidv7 } from "uuid";
 import { z } from "zod";
 import type { JobHandlers } from "../jobs/worker.ts";
-import { type SettleDeps, settleExecuted, settleVoided } from "./carry-out.ts";
+import { moneyOf, type SettleDeps, settleExecuted, settleVoided } from "./carry-out.ts";
 import { settleRefund } from "./carry-out-refund.ts";
 import { type DisputeEvent, recordDispute } from "./dispute.ts";
 import type { DisputeStore } from "./dispute-store.ts";
 import type { AttemptState } from "./payment.ts";
 import type { RefundStore } from "./refund-store.ts";
+import { returnCharge } from "./return-charge.ts";
+import { keepRefusal } from "./reverse-charges.ts";
 import { readEvent, type StoredEvent } from "./webhook-event.ts";
 import { PROCESS_WEBHOOK, type WebhookStore } from "./webhook-store.ts";
 
@@ -64,18 +67,22 @@ async function processCharge(deps: ProcessWebhookDeps, event: ChargeEvent): Prom
   if (undertaking === undefined || attempt?.gateway !== gateway) {
     return log.warn(about, "webhook about a charge that is not known here");
   }
-  if (type === "charge_declined" && attempt.state === "CAPTURED") {
-    return log.error(
-      { ...about, paymentId: attempt.paymentId },
-      "captured charge is said to have failed: a person has to look",
-    );
-  }
   // Most news come after the answer to the charge. Money that was taken nevertheless is never old news.
   const open = attempt.state === "CREATED" || attempt.state === "UNKNOWN";
   const overlooked = type === "charge_captured" && WITHOUT_MONEY.has(attempt.state);
-  if (!open && !overlooked) return log.debug(about, "nothing new of a charge");
-  if (type === "charge_voided") return settleVoided(deps, attempt);
-  await settleExecuted(deps, undertaking.payment, attempt, event.result);
+  if (!open && !overlooked) log.debug(about, "nothing new of a charge");
+  else if (type === "charge_voided") await settleVoided(deps, attempt);
+  else await settleExecuted(deps, undertaking.payment, attempt, event.result);
+  if (type === "charge_captured") return;
+
+  // The capture may be told at the same time, so this does not hang on what was read above.
+  if (event.beatsCapture === true) return returnCharge(deps, attempt, "The gateway has cancelled the charge");
+  if (attempt.state === "CAPTURED") {
+    log.error(
+      { ...about, paymentId: attempt.paymentId },
+      "captured charge is said to hold no money: a person has to look",
+    );
+  }
 }
 
 async function processRefund(deps: ProcessWebhookDeps, event: RefundEvent): Promise<void> {
@@ -84,20 +91,24 @@ async function processRefund(deps: ProcessWebhookDeps, event: RefundEvent): Prom
   const about = { eventId, gateway, reference, key, type };
   const known = UUID.test(key) ? await refunds.findUndertaking(key) : undefined;
   if (known !== undefined && known.gateway === gateway) return settleRefund(deps, known.refund, event.result);
-  if (UUID.test(key) && UUID.test(reference) && (await deps.payments.isReversal(reference, key))) {
-    return processReversal(deps, event);
+  if (UUID.test(key) && UUID.test(reference)) {
+    const refunded = type === "refund_completed" ? moneyOf(event.result.refunded) : undefined;
+    if (await deps.payments.isReversal(reference, key, refunded)) return processReversal(deps, event);
+    if (key === reference && (await deps.payments.findUndertakingOf(reference)) !== undefined) {
+      return log.error(about, "refund was made by hand at the gateway, in no book of ours: a person has to look");
+    }
   }
   log.warn(about, "webhook about a refund that is not known here");
 }
 
 /** Money that was taken and not kept went back, or did not. */
-async function processReversal({ payments, metrics, clock, log }: SettleDeps, event: RefundEvent): Promise<void> {
-  const { gateway, reference: attemptId, type } = event;
+async function processReversal(deps: SettleDeps, event: RefundEvent): Promise<void> {
+  const { payments, metrics, clock, log } = deps;
+  const { gateway, reference: attemptId, key, type } = event;
   if (type === "refund_failed") {
-    return log.error(
-      { gateway, attemptId, reason: event.result.reason },
-      "charge was not given back: a person has to look",
-    );
+    const { reason } = event.result;
+    if (await keepRefusal(deps, { attemptId, gateway, key, nextKey: uuidv7(), reason })) return;
+    return log.error({ gateway, attemptId, reason }, "charge that had gone back was sent back: a person has to look");
   }
   if (await payments.finishReversal(attemptId, clock.now())) {
     metrics.count("payment.duplicate_reversed", { gateway });

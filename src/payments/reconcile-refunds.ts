@@ -26,7 +26,8 @@ export async function reconcileRefunds(deps: CarryOutRefundDeps): Promise<boolea
         const { status } = (await refunds.find(id)) ?? undertaking.refund;
         const ageMs = now.getTime() - createTime.getTime();
         if (status !== "PENDING") log.info({ refundId: id, status }, "refund reconciled");
-        else if (ageMs >= ALERT_AGE_MS)
+        // Told once; it is asked about every hour.
+        else if (ageMs >= ALERT_AGE_MS && (await refunds.claimAlert(id, now)))
           log.error({ refundId: id, ageMs }, "refund not finished for a day: a person has to look");
       } catch (error) {
         log.error({ err: error, refundId: id }, "refund cannot be reconciled at the moment");

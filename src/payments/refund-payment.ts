@@ -1,8 +1,9 @@
-import { v7 as uuidv7 } from "uuid";
 import type { Caller } from "../call.ts";
 import type { Config } from "../config.ts";
 import { DomainError, fieldsInvalid, notFound, requestIdReused } from "../errors.ts";
+import { newId } from "../ids.ts";
 import { formatMoney, type Money, toDecimal } from "../money.ts";
+import { callerGone } from "../orders/actor.ts";
 import { requestHash } from "../orders/order.ts";
 import { type CarryOutRefundDeps, carryOutRefund, FIRST_REFUND_CHECK_MS, REFUND_LEASE_MS } from "./carry-out-refund.ts";
 import { type NewRefund, type Refund, type RefundFigures, remainingOf } from "./refund.ts";
@@ -27,7 +28,7 @@ export interface RefundPayment {
  * Gives money back in three steps: record (which takes the amount from what is left to be refunded), refund, settle. Each
  * leaves rows from which the sweep goes on. The same request again gives the refund as it is now.
  * @throws DomainError PAYMENT_NOT_FOUND, PAYMENT_NOT_REFUNDABLE, REFUND_WINDOW_EXPIRED, REFUND_EXCEEDS_PAYMENT,
- *   TOO_MANY_REFUNDS, FIELD_INVALID for another currency, REQUEST_ID_REUSED, REQUEST_IN_PROGRESS
+ *   TOO_MANY_REFUNDS, FIELD_INVALID for another currency, REQUEST_ID_REUSED, REQUEST_IN_PROGRESS, TOKEN_INVALID
  */
 export async function refundPayment(
   deps: RefundPaymentDeps,
@@ -73,7 +74,7 @@ function freshRefund({ clock }: CarryOutRefundDeps, paymentId: string, reason: s
   const createTime = clock.now();
   const leaseEndMs = createTime.getTime() + REFUND_LEASE_MS;
   return {
-    ...{ id: uuidv7(), paymentId, reason, createTime },
+    ...{ id: newId(), paymentId, reason, createTime },
     leaseExpireTime: new Date(leaseEndMs),
     // Not before the lease ends: until then the sweep would find it taken.
     checkTime: new Date(leaseEndMs + FIRST_REFUND_CHECK_MS),
@@ -109,6 +110,8 @@ function refusal(
     }
     case "REQUEST_ID_REUSED":
       return requestIdReused(requestId);
+    case "CALLER_GONE":
+      return callerGone();
     case "PAYMENT_NOT_FOUND":
       return notFound("Payment", paymentId);
     case "PAYMENT_STATUS":

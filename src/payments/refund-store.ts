@@ -1,4 +1,4 @@
-import type { Database } from "../db/database.ts";
+import { type Database, violatedConstraint } from "../db/database.ts";
 import { retrying } from "../db/transaction.ts";
 import { fromDecimal, toDecimal } from "../money.ts";
 import { cancellation } from "../orders/order.ts";
@@ -12,7 +12,7 @@ const MAX_REFUNDS_OF_PAYMENT = 500;
 
 /** Why a refund was not recorded. */
 export type RefundRefusal =
-  | { readonly outcome: "IN_PROGRESS" | "REQUEST_ID_REUSED" | "PAYMENT_NOT_FOUND" | "TOO_MANY_REFUNDS" }
+  | { readonly outcome: "IN_PROGRESS" | "REQUEST_ID_REUSED" | "CALLER_GONE" | "PAYMENT_NOT_FOUND" | "TOO_MANY_REFUNDS" }
   | { readonly outcome: "PAYMENT_STATUS"; readonly status: PaymentStatus }
   | { readonly outcome: "WINDOW_EXPIRED"; readonly paidTime: Date }
   | { readonly outcome: "CURRENCY" | "EXCEEDS" | "NOTHING_LEFT"; readonly figures: RefundFigures };
@@ -29,6 +29,13 @@ export interface RefundSettlement {
   /** Empty: not told. */
   readonly transactionId: string;
   readonly failureReason: string;
+}
+
+/** What became of a payment whose charge its gateway has cancelled; see the migration of void_captured. */
+interface ChargeVoided {
+  readonly outcome: "RETURNED" | "NOTHING_LEFT" | "UNCHANGED";
+  /** Refunds that had been under way, and failed by it. */
+  readonly failedRefunds: number;
 }
 
 /** What a settlement did: nothing, where the refund had ended so before or may not end so any more. */
@@ -113,9 +120,15 @@ export class RefundStore {
     };
     // The same request about two payments at once waits for neither's lock; the key decides then.
     const rerunOn = ["refunds_request_key"];
-    const [row] = await retrying(() => this.#db.query<RecordedRow>(statement, values), { rerunOn });
-    if (row === undefined) throw new Error("record_refund gave no outcome");
-    return toOutcome(row);
+    try {
+      const [row] = await retrying(() => this.#db.query<RecordedRow>(statement, values), { rerunOn });
+      if (row === undefined) throw new Error("record_refund gave no outcome");
+      return toOutcome(row);
+    } catch (error) {
+      // The account vanished after its token was found to be good.
+      if (violatedConstraint(error) === "refunds_created_by_fkey") return { outcome: "CALLER_GONE" };
+      throw error;
+    }
   }
 
   async find(id: string): Promise<Refund | undefined> {
@@ -183,6 +196,31 @@ export class RefundStore {
     const values = [refundId, verdict, transactionId, failureReason, ALLOWED_MOVES, note, settleTime];
     const [row] = await retrying(() => this.#db.query<RefundSettled>(statement, values));
     return row;
+  }
+
+  /** Gives back in the books what a gateway has not taken after all, in one statement; see the migration of void_captured. */
+  async voidCaptured(attemptId: string, reason: string, settleTime: Date): Promise<ChargeVoided> {
+    const { note } = cancellation("", "Refunded");
+    const statement = {
+      name: "void-captured",
+      text: `SELECT outcome, failed_refunds AS "failedRefunds" FROM void_captured($1, $2, $3, $4, $5)`,
+    };
+    const values = [attemptId, reason, ALLOWED_MOVES, note, settleTime];
+    const [row] = await retrying(() => this.#db.query<ChargeVoided>(statement, values));
+    if (row === undefined) throw new Error("void_captured gave no outcome");
+    return row;
+  }
+
+  /** @returns whether nobody was alerted to the refund yet: that is for the caller to do now. */
+  async claimAlert(id: string, now: Date): Promise<boolean> {
+    const claimed = await this.#db.query(
+      {
+        name: "claim-refund-alert",
+        text: "UPDATE refunds SET alert_time = $2 WHERE id = $1 AND alert_time IS NULL RETURNING id",
+      },
+      [id, now],
+    );
+    return claimed.length > 0;
   }
 
   /**

@@ -1,7 +1,7 @@
 import type { Transaction } from "sequelize";
-import { v7 as uuidv7 } from "uuid";
 import type { Database } from "../db/database.ts";
 import { inTransaction } from "../db/transaction.ts";
+import { newId } from "../ids.ts";
 import { fromDecimal } from "../money.ts";
 import type { DueReward, RewardStanding } from "./rewards.ts";
 
@@ -121,7 +121,7 @@ export class RewardStore {
                SELECT $1, customer_id, id, $3, $4, $5 FROM payments WHERE id = $2
                ON CONFLICT DO NOTHING`,
       },
-      [uuidv7(), paymentId, refundId, String(points), now],
+      [newId(), paymentId, refundId, String(points), now],
       transaction,
     );
   }

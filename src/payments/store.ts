@@ -1,9 +1,9 @@
-import { v7 as uuidv7 } from "uuid";
 import { Batcher } from "../db/batcher.ts";
-import { type Database, isAway } from "../db/database.ts";
+import { type Database, isAway, violatedConstraint } from "../db/database.ts";
 import { retrying } from "../db/transaction.ts";
+import { newId } from "../ids.ts";
 import { fromDecimal, type Money, toDecimal } from "../money.ts";
-import type { Attempt, NewPayment, Payment, RiskLevel, Settlement } from "./payment.ts";
+import type { Attempt, NewPayment, Payment, Screened, Settlement } from "./payment.ts";
 
 /** Why a payment was not recorded. */
 export type RecordRefusal =
@@ -13,6 +13,7 @@ export type RecordRefusal =
         | "REQUEST_ID_REUSED"
         | "ORDER_NOT_FOUND"
         | "CUSTOMER_INACTIVE"
+        | "CALLER_GONE"
         | "ORDER_EXPIRED"
         | "AMOUNT_MISMATCH";
       /** With AMOUNT_MISMATCH: the order's total, as a sentence has it. */
@@ -28,7 +29,7 @@ export type RecordOutcome =
 /** A verdict of the fraud check, to be kept before anything is charged. */
 export interface Screening {
   readonly paymentId: string;
-  readonly riskLevel: RiskLevel;
+  readonly riskLevel: Screened;
   readonly riskFactors: readonly string[];
   /** Until then the payment stays whose it is. */
   readonly leaseExpireTime: Date;
@@ -58,8 +59,21 @@ export interface Reversal {
   readonly captured: Money;
   /** The gateway's idempotency key of giving it back. */
   readonly key: string;
+  /** The gateway's own id of the attempt; empty: none is known. */
+  readonly gatewayReference: string;
   /** How often it was tried, this time included. */
   readonly checks: number;
+}
+
+/** A gateway's refusal to give a charge back. */
+export interface ReversalRefusal {
+  readonly attemptId: string;
+  /** The key that was refused. */
+  readonly key: string;
+  /** The key to ask with next: the same where an earlier request of it may still be carried out. */
+  readonly nextKey: string;
+  /** At most 200 characters. */
+  readonly reason: string;
 }
 
 interface ReversalRow {
@@ -69,6 +83,7 @@ interface ReversalRow {
   readonly transaction_id: string;
   readonly captured_amount: string;
   readonly reversal_id: string;
+  readonly gateway_reference: string;
   readonly checks: number;
   readonly currency: string;
 }
@@ -83,7 +98,7 @@ export interface PaymentRow {
   readonly status: Payment["status"];
   readonly card_token: string;
   readonly billing_country: string;
-  readonly risk_level: RiskLevel | null;
+  readonly risk_level: Screened | null;
   readonly risk_factors: string[];
   readonly gateway: Payment["gateway"];
   readonly gateway_transaction_id: string;
@@ -164,7 +179,7 @@ export class PaymentStore {
 
   /** Records one payment, together with those that wait at the same time. `deadline` is in epoch milliseconds. */
   record(payment: NewPayment, deadline: number): Promise<RecordOutcome> {
-    return this.#recording.submit(payment, deadline);
+    return this.#recording.submit(payment, deadline).catch(refusalOfViolation);
   }
 
   /**
@@ -316,7 +331,7 @@ export class PaymentStore {
                ON CONFLICT (payment_id, number) DO NOTHING
                RETURNING ${ATTEMPT}`,
       },
-      [payment.id, uuidv7(), gateway, now, leaseExpireTime],
+      [payment.id, newId(), gateway, now, leaseExpireTime],
     );
     return row && toAttempt(row);
   }
@@ -353,21 +368,52 @@ export class PaymentStore {
                 WHERE p.id = a.payment_id AND a.id IN (
                       SELECT id FROM payment_attempts WHERE check_time <= $1 ORDER BY check_time LIMIT $4
                          FOR UPDATE SKIP LOCKED)
-               RETURNING a.id, a.payment_id, a.gateway, a.transaction_id, a.captured_amount, a.reversal_id, a.checks,
-                         p.currency`,
+               RETURNING a.id, a.payment_id, a.gateway, a.transaction_id, a.captured_amount, a.reversal_id,
+                         a.gateway_reference, a.checks, p.currency`,
       },
       [now, firstPauseMs, maxPauseMs, limit],
     );
     return rows.map(toReversal);
   }
 
-  /** Whether `key` is the one under which an attempt's money is given back. */
-  async isReversal(attemptId: string, key: string): Promise<boolean> {
+  /**
+   * Whether a refund gives an attempt's money back that must go back: by its key or, where somebody has made it by hand,
+   * by the attempt's own id, when all that was taken is `refunded`.
+   */
+  async isReversal(attemptId: string, key: string, refunded: Money | undefined): Promise<boolean> {
     const rows = await this.#db.query(
-      { name: "is-reversal", text: "SELECT 1 FROM payment_attempts WHERE id = $1 AND reversal_id = $2" },
-      [attemptId, key],
+      {
+        name: "is-reversal",
+        text: `SELECT 1 FROM payment_attempts a JOIN payments p ON p.id = a.payment_id
+                WHERE a.id = $1 AND (a.reversal_id = $2
+                      OR (a.state = 'REVERSING' AND a.id = $2 AND a.captured_amount = $3 AND p.currency = $4))`,
+      },
+      [attemptId, key, refunded === undefined ? null : toDecimal(refunded), refunded?.currency ?? null],
     );
     return rows.length > 0;
+  }
+
+  /**
+   * Notes that a gateway will not give a charge back by the key that it was asked with. It is asked again at `checkTime`,
+   * then by `nextKey`.
+   * @returns whether it is the first refusal; undefined when that key is not the one any more, or the money has gone back.
+   */
+  async refuseReversal(
+    { attemptId, key, nextKey, reason }: ReversalRefusal,
+    checkTime: Date,
+  ): Promise<boolean | undefined> {
+    const [row] = await this.#db.query<{ first: boolean }>(
+      {
+        name: "refuse-reversal",
+        text: `UPDATE payment_attempts a
+                  SET reversal_failure = $3, reversal_id = $4, check_time = $5
+                 FROM (SELECT id, reversal_failure FROM payment_attempts WHERE id = $1 FOR NO KEY UPDATE) was
+                WHERE a.id = was.id AND a.reversal_id = $2 AND a.state = 'REVERSING'
+               RETURNING was.reversal_failure = '' AS first`,
+      },
+      [attemptId, key, reason, nextKey, checkTime],
+    );
+    return row?.first;
   }
 
   /**
@@ -415,7 +461,7 @@ export class PaymentStore {
       settlements.map(({ transactionId }) => transactionId),
       settlements.map(({ responseCode }) => responseCode),
       settlements.map(({ failureReason }) => failureReason),
-      settlements.map(() => uuidv7()),
+      settlements.map(() => newId()),
       settlements.map(({ settleTime }) => settleTime),
     ];
     const rows = await retrying(() => this.#db.query<PaymentRow & Omit<Settled, "payment">>(SETTLE, values));
@@ -436,6 +482,18 @@ export class PaymentStore {
       },
       [paymentIds],
     );
+  }
+}
+
+/** Accounts that vanished between the look and the write: the database's word for it becomes the refusal that it means. */
+function refusalOfViolation(error: unknown): RecordRefusal {
+  switch (violatedConstraint(error)) {
+    case "payments_customer_id_fkey":
+      return { outcome: "CUSTOMER_INACTIVE", detail: "" };
+    case "payments_created_by_fkey":
+      return { outcome: "CALLER_GONE", detail: "" };
+    default:
+      throw error;
   }
 }
 
@@ -468,6 +526,7 @@ function toReversal(row: ReversalRow): Reversal {
     transactionId: row.transaction_id,
     captured: fromDecimal(row.currency, row.captured_amount),
     key: row.reversal_id,
+    gatewayReference: row.gateway_reference,
     checks: row.checks,
   };
 }

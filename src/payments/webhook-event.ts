@@ -9,6 +9,7 @@ const captured = z.object({
   transactionId: z.string(),
   captured: money,
   responseCode: z.string(),
+  untilVoided: z.literal(true).optional(),
 });
 const declined = z.object({ outcome: z.literal("declined"), reason: z.string(), responseCode: z.string() });
 const completed = z.object({
@@ -27,10 +28,12 @@ const dispute = {
   reason: z.string(),
 };
 
+const beatsCapture = z.literal(true).optional();
+
 const fact = z.discriminatedUnion("type", [
   z.object({ type: z.literal("charge_captured"), reference: z.string(), result: captured }),
-  z.object({ type: z.literal("charge_declined"), reference: z.string(), result: declined }),
-  z.object({ type: z.literal("charge_voided"), reference: z.string() }),
+  z.object({ type: z.literal("charge_declined"), reference: z.string(), result: declined, beatsCapture }),
+  z.object({ type: z.literal("charge_voided"), reference: z.string(), beatsCapture }),
   z.object({ type: z.literal("refund_completed"), reference: z.string(), key: z.string(), result: completed }),
   z.object({ type: z.literal("refund_failed"), reference: z.string(), key: z.string(), result: failed }),
   z.object({ type: z.literal("dispute_opened"), ...dispute }),

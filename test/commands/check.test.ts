@@ -9,12 +9,15 @@ import { accountInvariants } from "../../src/users/check-store.ts";
 import { createDatabase, sql, type TestDatabase } from "../support/database.ts";
 import {
   anAddress,
+  card,
+  money,
   newAdmin,
   newCustomer,
   newOrder,
   newProduct,
   type Person,
   paymentOf,
+  present,
 } from "../support/factories.ts";
 import { type Ended, processesNaming, until, usePrograms } from "../support/process.ts";
 import { useServer } from "../support/server.ts";
@@ -300,6 +303,8 @@ describe("what the check finds", () => {
       await query("UPDATE orders SET status = 'SHIPPED', payment_state = 'REFUNDED' WHERE id = $1", id);
       expect(await faultsOf(`order ${id}`)).to.deep.equal({
         [ENDS]: "it is SHIPPED and REFUNDED, but its history ends at CONFIRMED and UNPAID",
+        "An order is refunded when its payment was given back whole, and only then":
+          "it is REFUNDED, and of the 0 that it paid 0 were refunded",
       });
     });
 
@@ -316,6 +321,7 @@ describe("what the check finds", () => {
     const ATTEMPT = "Every payment under way has an attempt";
     const PENDING = "Every order that is being paid has one payment under way";
     const PAID = "Every paid order has one completed payment, of its total";
+    const ONE = "No order has more than one payment that is under way or completed";
 
     it("one under way that nobody was asked for", async () => {
       const id = await insertPayment(null, "PENDING", 0);
@@ -334,6 +340,7 @@ describe("what the check finds", () => {
         await insertPayment(id, "FAILED");
         expect(await faultsOf(`order ${id}`)).to.deep.equal({
           [PENDING]: `its payment is PENDING, in ${payments} payments`,
+          ...(payments > 1 && { [ONE]: `it has ${payments} such payments` }),
         });
       });
     }
@@ -357,6 +364,7 @@ describe("what the check finds", () => {
       await insertPayment(id, "COMPLETED");
       expect(await faultsOf(`order ${id}`)).to.deep.equal({
         [PAID]: "its total is 30.000 USD, and it was paid 30.000 USD and 30.000 USD",
+        [ONE]: "it has 2 such payments",
       });
     });
   });
@@ -379,6 +387,7 @@ describe("what the check finds", () => {
 
 describe("npm run check", function () {
   this.timeout(120_000);
+  const rules = invariants.filter(({ remark }) => remark !== true).map(({ rule }) => rule);
   const { start, runService, newFolder } = usePrograms();
   let database: TestDatabase;
 
@@ -403,10 +412,13 @@ describe("npm run check", function () {
     expect({ code, stderr }).to.deep.equal({ code: 0, stderr: "" });
     const lines = stdout.trimEnd().split("\n");
     expect(lines[0]).to.match(
-      /^Checked the database \S+ at \S+, as of \S+Z: 0 users, 0 products, 0 orders, 0 payments\.$/,
+      /^Checked the database \S+ at \S+, as of \S+Z: 0 users, 0 products, 0 orders, 0 payments, 0 refunds, 0 ledger entries\.$/,
     );
-    expect(lines.slice(1, -1)).to.deep.equal(invariants.map(({ rule }) => `✔ ${rule}.`));
-    expect(lines.at(-1)).to.equal(`All ${invariants.length} rules hold.`);
+    expect(lines.slice(1, -2)).to.deep.equal(rules.map((rule) => `✔ ${rule}.`));
+    expect(lines.at(-2)).to.equal(`All ${rules.length} rules hold.`);
+    expect(lines.at(-1)).to.match(
+      /^Charges and refunds since \d{4}-\d\d-\d\d or under way, for gateways to tell of: 0\.$/,
+    );
   });
 
   it("lists the first 20 breaches of a rule, counts the others, and ends with 1", async () => {
@@ -416,15 +428,15 @@ describe("npm run check", function () {
     expect(stdout).to.contain("✘ The stock of every product is the sum of its journal: not so for 1,023.\n");
     expect(stdout.match(/^ {4}product [\w-]+: Widget: 1 in stock, but its journal makes 0$/gm)).to.have.length(20);
     expect(stdout).to.contain("    and 1,003 more\n").and.contain("✔ No stock is negative.");
-    expect(stdout).to.match(/\n11 of 12 rules hold\.\n$/);
+    expect(stdout).to.contain(`\n${rules.length - 1} of ${rules.length} rules hold.\n`);
   });
 
   it("explains itself when asked, and when an argument is wrong", async () => {
     expect(await run({}, ["--help"])).to.deep.include({ code: 0, stderr: "" });
-    for (const argument of ["--fix", "everything"]) {
+    for (const argument of ["--fix", "everything", "--since=2026-02-30", "--since=2999-01-01"]) {
       const { code, stderr } = await run({}, [argument]);
       expect(code).to.equal(1);
-      expect(stderr).to.contain(argument).and.contain("Usage: npm run check");
+      expect(stderr).to.contain(argument.split("=").at(-1)).and.contain("Usage: npm run check");
     }
   });
 
@@ -462,5 +474,69 @@ describe("npm run check", function () {
     await until("PostgreSQL has gone", async () =>
       (await processesNaming(settings.DATA_DIR)).length === 0 ? true : undefined,
     );
+  });
+});
+
+describe("npm run check, beside the gateways", function () {
+  this.timeout(120_000);
+  const server = useServer();
+  const { start, newFolder } = usePrograms();
+  let customer: Person;
+  before(async () => {
+    customer = await newCustomer(server);
+    await pay();
+  });
+
+  const pay = async (token = "tok_visa") => {
+    const request = { requestId: randomUUID(), amount: money("30"), paymentMethod: card(token) };
+    return present((await customer.payments.processPayment(request)).payment);
+  };
+  const run = async (args: readonly string[] = [], settings: Record<string, string> = {}) => {
+    const sandbox = { SANDBOX_PORT: String(server.sandbox.port), DATA_DIR: await newFolder() };
+    const { code, stdout, stderr } = await start(PROGRAM, {
+      args,
+      settings: { DATABASE_URL: server.database.url, ...sandbox, ...settings },
+    }).ended;
+    return { code, stderr, lines: stdout.trimEnd().split("\n") };
+  };
+
+  it("ends with 0 where they say the same, with 1 and a line for each difference where they do not", async () => {
+    const agreeing = await run(["--since", "2020-01-01"]);
+    expect(agreeing).to.deep.include({ code: 0, stderr: "" });
+    expect(agreeing.lines.slice(-2)).to.deep.equal([
+      "Charges and refunds since 2020-01-01 or under way, for gateways to tell of: 1.",
+      "✔ Charges and refunds by sandbox-primary: 1 agree.",
+    ]);
+
+    const { id } = await pay("tok_unreachable");
+    const [attempt] = await sql<{ id: string }>(
+      server.database,
+      "SELECT id FROM payment_attempts WHERE payment_id = $1 AND number = 1",
+      [id],
+    );
+    const reference = present(attempt).id;
+    const amount = { currency: "USD", minor: 3_000n };
+    await server.deps.gateways.primary.charge(
+      { reference, amount, paymentMethodToken: "tok_visa" },
+      { timeoutMs: 5_000 },
+    );
+    const { code, stderr, lines } = await run();
+    expect({ code, stderr }).to.deep.equal({ code: 1, stderr: "" });
+    expect(lines.slice(-3)).to.deep.equal([
+      `✘ payment ${id}: charge ${reference} at sandbox-primary: our books say never executed; the gateway says captured, 30.00 USD.`,
+      "✘ Charges and refunds by sandbox-primary: 1 agree, 1 disagree.",
+      "✔ Charges and refunds by sandbox-backup: 1 agree.",
+    ]);
+  });
+
+  it("ends with 2 where nothing is known to be wrong, but a gateway cannot be asked, and does not ask without need", async () => {
+    const unanswered = await run([], { SANDBOX_PORT: "0" });
+    expect(unanswered.code).to.equal(2);
+    expect(unanswered.lines.find((line) => line.startsWith("? sandbox-primary"))).to.match(
+      /^\? sandbox-primary did not answer for \d+: No sandbox runs at port 0 \(SANDBOX_PORT\), [^\n]+\.$/,
+    );
+    const alone = await run(["--no-gateways"], { SANDBOX_PORT: "0" });
+    expect(alone).to.deep.include({ code: 0, stderr: "" });
+    expect(alone.lines.at(-1)).to.match(/^All \d+ rules hold\.$/);
   });
 });

@@ -41,10 +41,19 @@ describe("npm run sandbox", function () {
     expect(wrong).to.include({ code: 1, stdout: "" });
     expect(wrong.stderr).to.match(/^SANDBOX_PORT: [^\n]+\n$/);
 
+    const unsigned = await run({ SANDBOX_WEBHOOK_SECRET: "short" }).ended;
+    expect(unsigned.stderr)
+      .to.match(/^SANDBOX_WEBHOOK_SECRET: [^\n]+\n$/)
+      .and.not.to.include("short");
+
     const file = join(await newFolder(), "file");
     await writeFile(file, "");
     const { code, stderr } = await run({ DATA_DIR: file }).ended;
     expect(code).to.equal(1);
     expect(stderr).to.match(/^[^\n]*\bDATA_DIR\b[^\n]*\n$/);
+
+    const tls = { TLS_CERT: file, TLS_KEY: file, SANDBOX_WEBHOOK_URL: "https://127.0.0.1:1/webhooks/sandbox" };
+    const untrusted = await run({ ...tls, DATA_DIR: await newFolder() }).ended;
+    expect(untrusted.stderr).to.match(/^[^\n]*\bTLS_CERT\b[^\n]*\n$/);
   });
 });

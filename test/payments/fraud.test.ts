@@ -257,6 +257,27 @@ describe("a fraud check that fails", () => {
     expect(await counted.grownSince(before)).to.deep.equal({ "payment.failed": 1, "payment.fraud_check_failed": 1 });
   });
 
+  it("is kept as no verdict, so that a process that goes on after a crash fails the payment as well", async () => {
+    check.rejects(new Error("away"));
+    const { id } = await pay(await newCustomer(denying));
+    const text = "SELECT risk_level, risk_factors FROM payments WHERE id = $1";
+    expect(await sql(denying.database, text, [id])).to.deep.equal([{ risk_level: "UNCHECKED", risk_factors: [] }]);
+    await sql(
+      denying.database,
+      `UPDATE payments SET status = 'PENDING', process_time = NULL, check_time = now(), lease_expire_time = NULL
+        WHERE id = $1`,
+      [id],
+    );
+    await sql(denying.database, "UPDATE payment_attempts SET state = 'CREATED' WHERE payment_id = $1", [id]);
+    await reconcilePayments(denying.deps);
+    const admin = await newAdmin(denying);
+    expect((await admin.payments.getPayment({ paymentId: id })).payment).to.include({
+      status: PaymentStatus.FAILED,
+      failureReason: "Fraud check unavailable",
+    });
+    expect([check.callCount, gateway.charge.called]).to.deep.equal([1, false]);
+  });
+
   it("does so too when it never answers, within its time", async () => {
     check.returns(new Promise(() => {}));
     const startedAt = Date.now();
@@ -353,10 +374,32 @@ for (const protocol of ["connect", "grpc"] as const) {
       expect(gateway.charge.called).to.equal(false);
     });
 
-    it("has failed when it names no level, an error, or nothing in time", async () => {
+    for (const riskFactors of [["unchecked"], ["check_unavailable"], ["never_heard_of"], [""], []]) {
+      it(`stops a payment as fraud by a high one with the factors ${JSON.stringify(riskFactors)}`, async () => {
+        answer = () => ({ riskLevel: RiskLevel.HIGH, riskFactors });
+        const payment = await pay(await newCustomer(server));
+        expect(payment).to.include({
+          status: PaymentStatus.FRAUD_DETECTED,
+          failureReason: "Payment declined for security reasons",
+        });
+        expect(gateway.charge.called).to.equal(false);
+      });
+    }
+
+    it("never passes for one that was not there, by whatever factors it names", async () => {
+      answer = () => ({ riskLevel: RiskLevel.LOW, riskFactors: ["check_unavailable"] });
+      const { id } = await pay(await newCustomer(server));
+      const text = "SELECT risk_level, risk_factors FROM payments WHERE id = $1";
+      const [row] = await sql<{ risk_level: string; risk_factors: string[] }>(server.database, text, [id]);
+      expect(row?.risk_level).to.equal("LOW");
+      expect(row?.risk_factors).not.to.include("check_unavailable");
+    });
+
+    it("has failed when it names no level or none that is known, an error, or nothing in time", async () => {
       const customer = await newCustomer(server);
       const failures: Answer[] = [
         () => ({}),
+        () => ({ riskLevel: 99 as RiskLevel, riskFactors: ["velocity"] }),
         () => {
           throw new ConnectError("no", Code.Internal);
         },

@@ -1,16 +1,24 @@
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { request } from "node:http";
+import { writeFile } from "node:fs/promises";
+import { Agent as HttpAgent, request } from "node:http";
 import { connect } from "node:http2";
+import { createServer as createHttpsServer, Agent as HttpsAgent } from "node:https";
+import net, { type AddressInfo } from "node:net";
+import { join } from "node:path";
 import { expect } from "chai";
+import { pino } from "pino";
 import sinon from "sinon";
 import { OrderPaymentState } from "../../gen/tradepost/order/v1/order_pb.js";
 import { type Payment, PaymentStatus, RefundStatus } from "../../gen/tradepost/payment/v1/payment_pb.js";
 import type { Gateway, GatewayEvent, Unknown } from "../../src/payments/gateways/gateway.ts";
+import { exchange } from "../../src/payments/gateways/http-exchange.ts";
+import { startSandbox } from "../../src/payments/gateways/sandbox-server.ts";
 import { signWebhook } from "../../src/payments/gateways/sandbox-webhook.ts";
 import { forgetWebhooks } from "../../src/payments/receive-webhook.ts";
 import { reconcilePayments } from "../../src/payments/reconcile-payments.ts";
 import { reverseCharges } from "../../src/payments/reverse-charges.ts";
+import { selfSignedCertificate } from "../server/self-signed.ts";
 import { sql, useDatabase } from "../support/database.ts";
 import {
   card,
@@ -59,6 +67,15 @@ const captureOf = (reference: string, minor: number, gateway = "sandbox-primary"
     ...{ response_code: "00", decline_reason: "", create_time: new Date().toISOString() },
   },
 });
+
+/** A port that was free a moment ago. */
+const freePort = async () => {
+  const taken = net.createServer().listen(0, "127.0.0.1");
+  await once(taken, "listening");
+  const { port } = taken.address() as AddressInfo;
+  await new Promise((resolve) => taken.close(resolve));
+  return port;
+};
 
 const waitingEvents = ({ database }: TestServer) =>
   sql<{ event_id: string }>(database, "SELECT event_id FROM webhook_events WHERE process_time IS NULL");
@@ -500,22 +517,34 @@ describe("webhooks from the sandbox itself", () => {
   });
 });
 
-describe("the sandbox of `npm start`", function () {
+describe("the sandbox as a program", function () {
   this.timeout(90_000);
   const database = useDatabase();
-  const { newFolder, runService } = usePrograms();
-
-  it("sends its webhooks to the service that has started it", async () => {
-    const service = await runService({ DATABASE_URL: database.url, DATA_DIR: await newFolder() });
+  const { newFolder, runService, start } = usePrograms();
+  const tls = selfSignedCertificate();
+  const agent = new HttpsAgent({ ca: tls.cert });
+  after(() => agent.destroy());
+  // Each service has a folder of its own, with another key than the one before it.
+  beforeEach(() => sql(database, "DELETE FROM signing_keys"));
+  const tlsFiles = async () => {
+    const folder = await newFolder();
+    const files = { TLS_CERT: join(folder, "cert.pem"), TLS_KEY: join(folder, "key.pem") };
+    await writeFile(files.TLS_CERT, tls.cert);
+    await writeFile(files.TLS_KEY, tls.key);
+    return files;
+  };
+  /** Makes a payment of a service, and waits until the sandbox has told the service of it. */
+  const payAndBeTold = async (url: string) => {
+    await sql(database, "DELETE FROM webhook_events");
     const call = async (rpc: string, body: object, token = ""): Promise<{ accessToken?: string }> => {
       const headers = { "content-type": "application/json", ...(token !== "" && { authorization: `Bearer ${token}` }) };
-      const answer = await fetch(`${service.url}/tradepost.${rpc}`, {
-        method: "POST",
-        headers,
-        body: JSON.stringify(body),
-      });
+      const target = new URL(`/tradepost.${rpc}`, url);
+      const bounds = { agent: url.startsWith("https:") ? agent : new HttpAgent(), timeoutMs: 20_000 };
+      const asked = { method: "POST", url: target, headers, body: JSON.stringify(body) } as const;
+      const answer = await exchange({ ...asked, ...bounds, maxResponseBytes: 65_536 });
+      if (answer.kind !== "answered") throw new Error(`${rpc}: ${answer.cause} ${answer.detail}`);
       expect(answer.status, rpc).to.equal(200);
-      return (await answer.json()) as { accessToken?: string };
+      return JSON.parse(answer.body.toString()) as { accessToken?: string };
     };
     const credentials = { email: `${randomUUID()}@tradepost.example`, password: PASSWORD };
     const person = { firstName: "Casey", lastName: "Jones", dateOfBirth: { year: 1990, month: 1, day: 2 } };
@@ -531,5 +560,68 @@ describe("the sandbox of `npm start`", function () {
       return (await sql<{ type: string }>(database, done))[0];
     });
     expect(event.type).to.equal("charge_captured");
+  };
+
+  it("sends its webhooks to the service that has started it", async () => {
+    const service = await runService({ DATABASE_URL: database.url, DATA_DIR: await newFolder() });
+    await payAndBeTold(service.url);
+    await service.stop();
+  });
+
+  it("does so over TLS, to the service's own certificate", async () => {
+    const settings = { DATABASE_URL: database.url, DATA_DIR: await newFolder(), ...(await tlsFiles()) };
+    const service = await runService(settings);
+    expect(service.url).to.match(/^https:/);
+    await payAndBeTold(service.url);
+    await service.stop();
+  });
+
+  for (const what of ["the same folder", "the same secret"]) {
+    it(`alone sends them to SANDBOX_WEBHOOK_URL, signed so that a service with ${what} takes them`, async () => {
+      const [port, sandboxPort, folder] = await Promise.all([freePort(), freePort(), newFolder()]);
+      const shared = { SANDBOX_PORT: String(sandboxPort), ...(await tlsFiles()) };
+      const secret = what === "the same secret" ? { SANDBOX_WEBHOOK_SECRET: randomUUID() } : {};
+      const sandbox = start("src/commands/sandbox.ts", {
+        settings: {
+          ...{ ...shared, ...secret, DATA_DIR: folder },
+          SANDBOX_WEBHOOK_URL: `https://127.0.0.1:${port}/webhooks/sandbox`,
+        },
+      });
+      await sandbox.printed(/Payment sandbox at/);
+      const dataDir = what === "the same folder" ? folder : await newFolder();
+      const settings = { ...shared, ...secret, DATABASE_URL: database.url, DATA_DIR: dataDir, PORT: String(port) };
+      const service = await runService(settings);
+      await payAndBeTold(service.url);
+      await service.stop();
+    });
+  }
+});
+
+describe("the sandbox's webhooks over TLS", () => {
+  const { newFolder } = usePrograms();
+
+  it("are given to nobody who has another certificate", async () => {
+    const [own, other] = [selfSignedCertificate(), selfSignedCertificate()];
+    const received: string[] = [];
+    const receiver = createHttpsServer(other, (req, res) => {
+      received.push(req.url ?? "");
+      res.end();
+    });
+    receiver.listen(0, "127.0.0.1");
+    await once(receiver, "listening");
+    const refused = once(receiver, "tlsClientError");
+    const { port } = receiver.address() as AddressInfo;
+    const sandbox = await startSandbox({
+      port: 0,
+      dataDir: await newFolder(),
+      log: pino({ level: "silent" }),
+      webhook: { url: `https://127.0.0.1:${port}/`, secret: WEBHOOK_SECRET, certificate: own.cert, firstRetryMs: 10 },
+    });
+    const charge = { reference: randomUUID(), token: "tok_visa", amount_minor: 100, currency: "USD" };
+    await fetch(`${sandbox.url}/sandbox-primary/charges`, { method: "POST", body: JSON.stringify(charge) });
+    await refused;
+    await sandbox.close();
+    receiver.close();
+    expect(received).to.deep.equal([]);
   });
 });

@@ -14,7 +14,7 @@ CREATE TABLE payments (
     CHECK (status IN ('PENDING', 'COMPLETED', 'FAILED', 'FRAUD_DETECTED')),
   card_token             text NOT NULL CHECK (char_length(card_token) BETWEEN 1 AND 255),
   billing_country        text NOT NULL DEFAULT '',
-  risk_level             text CHECK (risk_level IN ('LOW', 'MEDIUM', 'HIGH')),
+  risk_level             text CHECK (risk_level IN ('LOW', 'MEDIUM', 'HIGH', 'UNCHECKED')),
   risk_factors           text[] NOT NULL DEFAULT '{}',
   gateway                text NOT NULL DEFAULT '',
   gateway_transaction_id text NOT NULL DEFAULT '',
@@ -33,7 +33,7 @@ CREATE TABLE payments (
   CONSTRAINT payments_refunds_within CHECK (refunded_amount + refunding_amount <= amount)
 );
 COMMENT ON TABLE payments IS 'One row a payment. It leaves PENDING once, on a gateway''s word or on proof that no gateway executed it, and never comes back.';
-COMMENT ON COLUMN payments.risk_level IS 'The fraud verdict; null: not screened yet, so it may not be charged.';
+COMMENT ON COLUMN payments.risk_level IS 'The fraud verdict; null: not screened yet, so it may not be charged. UNCHECKED: no verdict could be had, and it was not charged for that.';
 COMMENT ON COLUMN payments.refunding_amount IS 'The sum of its refunds that are under way.';
 COMMENT ON COLUMN payments.lease_expire_time IS 'Until then one process is carrying the payment out and no other may.';
 COMMENT ON COLUMN payments.check_time IS 'When the sweep looks after it, while it is PENDING.';
@@ -59,6 +59,7 @@ CREATE TABLE payment_attempts (
   transaction_id    text NOT NULL DEFAULT '',
   response_code     text NOT NULL DEFAULT '',
   reversal_id       uuid,
+  reversal_failure  text NOT NULL DEFAULT '' CHECK (char_length(reversal_failure) <= 200),
   create_time       timestamptz(3) NOT NULL,
   update_time       timestamptz(3) NOT NULL,
   check_time        timestamptz(3),
@@ -70,6 +71,8 @@ CREATE TABLE payment_attempts (
 );
 COMMENT ON TABLE payment_attempts IS 'One row a charge that a gateway is asked for, committed before it is asked; its id is the idempotency key. 1 is the primary gateway''s, 2 the backup''s.';
 COMMENT ON COLUMN payment_attempts.state IS 'CREATED: it may have been sent. UNKNOWN: it was, and only the gateway''s own word clears it. REVERSING: money that it took must go back.';
+COMMENT ON COLUMN payment_attempts.reversal_id IS 'The key by which the money is given back; another one once the gateway has refused it for good.';
+COMMENT ON COLUMN payment_attempts.reversal_failure IS 'Why its gateway last refused to give the money back: then a person has to look.';
 COMMENT ON COLUMN payment_attempts.gateway_reference IS 'The gateway''s own id of the attempt, stored before any money can move, where its void needs it.';
 -- Of all attempts of one payment at most one keeps its money.
 CREATE UNIQUE INDEX payment_attempts_one_captured ON payment_attempts (payment_id) WHERE state = 'CAPTURED';
@@ -81,6 +84,7 @@ CREATE TABLE refunds (
   created_by             uuid REFERENCES users,
   request_id             uuid,
   request_hash           bytea,
+  by_gateway             boolean NOT NULL DEFAULT false,
   currency               text NOT NULL,
   amount                 numeric(11,3) NOT NULL CHECK (amount > 0),
   status                 text NOT NULL DEFAULT 'PENDING' CHECK (status IN ('PENDING', 'COMPLETED', 'FAILED')),
@@ -92,12 +96,16 @@ CREATE TABLE refunds (
   lease_expire_time      timestamptz(3),
   check_time             timestamptz(3),
   checks                 integer NOT NULL DEFAULT 0,
+  alert_time             timestamptz(3),
   CONSTRAINT refunds_request_key UNIQUE (created_by, request_id),
+  CONSTRAINT refunds_by_gateway CHECK (created_by IS NULL OR NOT by_gateway),
   CONSTRAINT refunds_requested CHECK ((created_by IS NULL) = (request_id IS NULL)),
   CONSTRAINT refunds_processed CHECK ((status = 'PENDING') = (process_time IS NULL)),
   CONSTRAINT refunds_checked CHECK ((status = 'PENDING') = (check_time IS NOT NULL))
 );
 COMMENT ON TABLE refunds IS 'One row a refund; its id is the gateway''s idempotency key. No request: the service itself gives the money back.';
+COMMENT ON COLUMN refunds.by_gateway IS 'The gateway cancelled the whole charge of its own accord; the refund''s id is that of the attempt, so there is one.';
+COMMENT ON COLUMN refunds.alert_time IS 'When a person was told that it is not finished after a day: that is told once.';
 CREATE INDEX refunds_payment ON refunds (payment_id, create_time, id);
 CREATE INDEX refunds_due ON refunds (check_time) WHERE check_time IS NOT NULL;
 

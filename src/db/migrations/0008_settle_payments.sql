@@ -8,7 +8,8 @@
 -- gateway tells of is believed. Every movement is written to the ledger here, once.
 --
 -- Arguments: one element an attempt. verdicts: COMPLETED, FAILED, FRAUD_DETECTED: how a PENDING payment ends; null: it
--- does not end by this. attempt_states: what the attempt becomes. captured_amounts: null where nothing was taken.
+-- does not end by this. attempt_states: what the attempt becomes; AUTHORISED is CAPTURED, but for an attempt that was VOIDED:
+-- then it was cancelled before any money was taken, and stays VOIDED. captured_amounts: null where nothing was taken.
 -- reversal_ids: the keys by which money is given back where it must be.
 --
 -- Answers one row an attempt, in order: whether it is REVERSING, whether the payment ended by this, and the payment as it
@@ -45,7 +46,7 @@ BEGIN
     SELECT * INTO STRICT attempt FROM payment_attempts t WHERE t.id = a.attempt_id AND t.payment_id = a.payment_id;
     SELECT * INTO bought FROM orders o WHERE o.id = payment.order_id;
     final := payment.status;
-    state := a.attempt_state;
+    state := CASE WHEN a.attempt_state = 'AUTHORISED' AND attempt.state <> 'VOIDED' THEN 'CAPTURED' ELSE a.attempt_state END;
     reason := a.failure_reason;
 
     -- What an attempt once came to is its end: a lookup or webhook that says it again changes nothing. Only money that

@@ -2,7 +2,7 @@
 -- payments, refunds, products. Whatever changes the sums of a payment holds the lock on its row.
 
 -- Of its own accord the service gives a payment back once: the job that asks for it may run any number of times.
-CREATE UNIQUE INDEX refunds_one_own ON refunds (payment_id) WHERE created_by IS NULL;
+CREATE UNIQUE INDEX refunds_one_own ON refunds (payment_id) WHERE created_by IS NULL AND NOT by_gateway;
 -- How a dispute finds its payment where the gateway's event does not repeat our reference.
 CREATE INDEX payment_attempts_transaction ON payment_attempts (gateway, transaction_id) WHERE transaction_id <> '';
 -- What has been dealt with is forgotten after a while.
@@ -40,7 +40,7 @@ BEGIN
 
   -- Read under the lock: a twin of the same request that came first has committed by now.
   IF created_by IS NULL THEN
-    SELECT * INTO known FROM refunds r WHERE r.payment_id = payment.id AND r.created_by IS NULL;
+    SELECT * INTO known FROM refunds r WHERE r.payment_id = payment.id AND r.created_by IS NULL AND NOT r.by_gateway;
   ELSE
     SELECT * INTO known FROM refunds r WHERE r.created_by = created_by AND r.request_id = request_id;
   END IF;
@@ -192,6 +192,60 @@ BEGIN
   END IF;
 END $$;
 COMMENT ON FUNCTION settle_refund IS 'Ends a refund by its gateway''s word: see the migration.';
+
+-- Takes in a gateway's word that a charge which it had told to be captured holds no money: it was only authorised, and then
+-- cancelled or never captured. The payment stays COMPLETED, as its customer was told, and is given back in the books: what
+-- is left of it by a refund whose id is the attempt's, so that it is there once. Refunds under way fail, since there is
+-- nothing that they could be taken from. Order, ledger, points and mails follow as they do for any refund.
+--
+-- Answers one row:
+--   RETURNED      amount: what the refund is of
+--   NOTHING_LEFT  all of it was refunded, or lost in disputes, before
+--   UNCHANGED     the attempt has taken no money that is kept, or this was told before
+-- failed_refunds: how many had been under way.
+CREATE FUNCTION void_captured(
+  voided_attempt_id uuid, reason text, allowed_moves text[], cancel_note text, settle_time timestamptz
+) RETURNS TABLE (outcome text, amount numeric, failed_refunds integer)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_variable
+DECLARE
+  payment record;
+  pending_id uuid;
+BEGIN
+  PERFORM 1 FROM orders o WHERE o.id = (
+    SELECT p.order_id FROM payments p JOIN payment_attempts a ON a.payment_id = p.id
+     WHERE a.id = voided_attempt_id) FOR NO KEY UPDATE;
+  SELECT * INTO payment FROM payments p
+   WHERE p.id = (SELECT a.payment_id FROM payment_attempts a WHERE a.id = voided_attempt_id) FOR NO KEY UPDATE;
+  failed_refunds := 0;
+  IF NOT EXISTS (SELECT FROM payment_attempts a WHERE a.id = voided_attempt_id AND a.state = 'CAPTURED')
+     OR EXISTS (SELECT FROM refunds r WHERE r.id = voided_attempt_id) THEN
+    outcome := 'UNCHANGED';
+    RETURN NEXT;
+    RETURN;
+  END IF;
+
+  FOR pending_id IN
+    SELECT r.id FROM refunds r WHERE r.payment_id = payment.id AND r.status = 'PENDING' ORDER BY r.id
+  LOOP
+    PERFORM 1 FROM settle_refund(pending_id, 'FAILED', '', 'Refund failed: the gateway has cancelled the charge',
+                                 allowed_moves, cancel_note, settle_time);
+    failed_refunds := failed_refunds + 1;
+  END LOOP;
+
+  SELECT payment.amount - payment.refunded_amount
+         - coalesce(sum(CASE WHEN d.currency = payment.currency THEN d.amount ELSE payment.amount END), 0) INTO amount
+    FROM disputes d WHERE d.payment_id = payment.id AND d.status = 'LOST';
+  outcome := CASE WHEN amount > 0 THEN 'RETURNED' ELSE 'NOTHING_LEFT' END;
+  IF amount > 0 THEN
+    INSERT INTO refunds (id, payment_id, by_gateway, currency, amount, reason, create_time, check_time)
+    VALUES (voided_attempt_id, payment.id, true, payment.currency, amount, reason, settle_time, settle_time);
+    UPDATE payments SET refunding_amount = refunding_amount + amount WHERE payments.id = payment.id;
+    PERFORM 1 FROM settle_refund(voided_attempt_id, 'COMPLETED', '', '', allowed_moves, cancel_note, settle_time);
+  END IF;
+  RETURN NEXT;
+END $$;
+COMMENT ON FUNCTION void_captured IS 'Gives back in the books what a gateway has not taken after all: see the migration.';
 
 -- Takes in what a gateway tells of a dispute, in any order and any number of times: OPEN gives way to WON, and both to
 -- LOST, never back. Money that is lost is written to the ledger once. Nothing here can violate a constraint, whatever was

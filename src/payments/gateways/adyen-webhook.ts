@@ -12,6 +12,9 @@ const maxWebhookBytes = 256 * 1024;
 /** Adyen puts one item into a webhook of JSON; older configurations batch a few. */
 const maxItems = 50;
 
+/** The references of charges, as the port has them. */
+const referencePattern = /^[A-Za-z0-9._:-]{1,128}$/;
+
 export const hmacKeyPattern = /^[0-9A-Fa-f]{64}$/;
 
 const validator = new hmacModule.default();
@@ -110,13 +113,18 @@ function factOf(item: Item): GatewayEventFact | undefined {
       return succeeded ? captured(item) : declined(item, "refused");
     // The capture comes with the authorisation, and this is the news that it did not.
     case "CAPTURE_FAILED":
-      return succeeded ? declined(item, "capture_failed") : ignored(item);
+      return succeeded ? { ...declined(item, "capture_failed"), beatsCapture: true } : ignored(item);
+    // A capture that somebody asked for beside the one that comes by itself may fail because that one did not.
     case "CAPTURE":
       return succeeded ? ignored(item) : declined(item, "capture_failed");
     // A cancel that failed proves nothing: the payment may be captured, or not have arrived yet.
+    // Which of the two CANCEL_OR_REFUND did is not signed, and all the same to us: none of the charge is held any more.
     case "CANCELLATION":
     case "TECHNICAL_CANCEL":
-      return succeeded ? { type: "charge_voided", reference: item.merchantReference } : ignored(item);
+    case "CANCEL_OR_REFUND":
+      return succeeded
+        ? { type: "charge_voided", reference: item.merchantReference, beatsCapture: true }
+        : ignored(item);
     case "REFUND":
       return refundFact(item, succeeded);
     case "REFUND_FAILED":
@@ -140,19 +148,27 @@ function captured(item: Item): GatewayEventFact | undefined {
   const amount = fromAdyenAmount(item.amount);
   if (amount === undefined) return undefined;
   const { pspReference: transactionId, merchantReference: reference } = item;
-  const result: Captured = { outcome: "captured", transactionId, captured: amount, responseCode: "Authorised" };
+  const result: Captured = {
+    outcome: "captured",
+    transactionId,
+    captured: amount,
+    responseCode: "Authorised",
+    untilVoided: true,
+  };
   return { type: "charge_captured", reference, result };
 }
 
-function declined(item: Item, fallback: string): GatewayEventFact {
+function declined(item: Item, fallback: string): Extract<GatewayEventFact, { type: "charge_declined" }> {
   const reason = fallback === "refused" ? reasonOf(item.reason, fallback) : fallback;
   const result: Declined = { outcome: "declined", reason, responseCode: item.eventCode };
   return { type: "charge_declined", reference: item.merchantReference, result };
 }
 
-/** A refund that was made in Adyen's Customer Area has a reference that is not ours. */
+/** A refund that was made in Adyen's Customer Area has the reference of its charge, and no key. */
 function refundFact(item: Item, completed: boolean): GatewayEventFact | undefined {
-  const names = splitRefundReference(item.merchantReference);
+  const { merchantReference: reference } = item;
+  const byHand = referencePattern.test(reference) ? { reference, key: reference } : undefined;
+  const names = splitRefundReference(reference) ?? byHand;
   if (names === undefined) return ignored(item);
   const responseCode = item.eventCode;
   if (!completed) {

@@ -196,7 +196,14 @@ function chargeAnswerOf(answer: AdyenPayment, request: ChargeRequest): ChargeAns
       const captured = answer.amount ? fromAdyenAmount(answer.amount) : request.amount;
       if (captured === undefined || !answer.pspReference) return undefined;
       const transactionId = answer.pspReference;
-      return { kind: "executed", result: { outcome: "captured", transactionId, captured, responseCode: resultCode } };
+      const result = {
+        outcome: "captured",
+        transactionId,
+        captured,
+        responseCode: resultCode,
+        untilVoided: true,
+      } as const;
+      return { kind: "executed", result };
     }
     // All three are final by Adyen's contract.
     case "Refused":

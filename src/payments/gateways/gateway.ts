@@ -60,6 +60,11 @@ export interface Captured {
   /** What was really taken. It may differ from what was asked for; the caller compares and decides. */
   readonly captured: GatewayMoney;
   readonly responseCode: string;
+  /**
+   * So far it is authorised, and the gateway captures it by itself. Should it tell that the charge was voided, before or
+   * after this, then no money was taken.
+   */
+  readonly untilVoided?: true | undefined;
 }
 
 /** The gateway refused the charge for good. It never fails over to another gateway. */
@@ -216,8 +221,15 @@ export interface WebhookRequest {
 /** What a verified event tells. Amounts are of the event, not running totals. */
 export type GatewayEventFact =
   | { readonly type: "charge_captured"; readonly reference: string; readonly result: Captured }
-  | { readonly type: "charge_declined"; readonly reference: string; readonly result: Declined }
-  | { readonly type: "charge_voided"; readonly reference: string }
+  /** `beatsCapture`: of a charge that was told to be captured, too, no money is held. */
+  | {
+      readonly type: "charge_declined";
+      readonly reference: string;
+      readonly result: Declined;
+      readonly beatsCapture?: true;
+    }
+  | { readonly type: "charge_voided"; readonly reference: string; readonly beatsCapture?: true }
+  /** Of a refund whose key is the charge's reference the gateway says that it was made there by hand. */
   | {
       readonly type: "refund_completed";
       readonly reference: string;

@@ -4,7 +4,7 @@ import type { Config } from "../../config.ts";
 import { derivedKey, keptSecretKey } from "../../secret-key.ts";
 import type { Gateway, GatewayName } from "./gateway.ts";
 import type { Gateways } from "./gateways.ts";
-import { reachSandbox } from "./reach-sandbox.ts";
+import { consultSandbox, reachSandbox } from "./reach-sandbox.ts";
 import { resilient } from "./resilient.ts";
 
 export interface OpenGateways extends Gateways {
@@ -42,20 +42,58 @@ export async function openGateways(options: OpenOptions): Promise<OpenGateways> 
   };
 }
 
+/** Gateways that are only asked; one that cannot be reached has the reason in its place. */
+export interface ConsultedGateways {
+  readonly gateways: ReadonlyMap<GatewayName, Gateway | Error>;
+  close(): Promise<void>;
+}
+
+/** Connects to the gateways that the settings name, to ask them and nothing else. */
+export async function consultGateways({ config, log }: Omit<OpenOptions, "webhookUrl">): Promise<ConsultedGateways> {
+  const { dataDir, payments } = config;
+  const { primary, backup, sandboxPort: port } = payments;
+  const names = backup === undefined ? [primary] : [primary, backup];
+  const sandbox = names.some((name) => name.startsWith("sandbox"))
+    ? await consultSandbox({ port, dataDir: join(dataDir, "sandbox"), log }).catch(toError)
+    : undefined;
+  const gateways = new Map<GatewayName, Gateway | Error>();
+  for (const name of names) {
+    const isLost = name.startsWith("sandbox") && sandbox instanceof Error;
+    gateways.set(name, isLost ? sandbox : await connect(name, config, sandbox instanceof Error ? undefined : sandbox));
+  }
+  return {
+    gateways,
+    async close() {
+      for (const gateway of gateways.values()) if (!(gateway instanceof Error)) gateway.close();
+      if (!(sandbox instanceof Error)) await sandbox?.close();
+    },
+  };
+}
+
+function toError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
+}
+
 interface ReachedSandbox {
   readonly url: string;
-  readonly webhookSecret: string;
+  /** Undefined where no webhooks are taken. */
+  readonly webhookSecret?: string;
   close(): Promise<void>;
 }
 
 async function startSandbox({ config, log, webhookUrl }: OpenOptions): Promise<ReachedSandbox> {
-  const { dataDir, payments, tls, secretKey = keptSecretKey(dataDir) } = config;
-  const webhookSecret = derivedKey(secretKey, "sandbox webhooks").toString("base64url");
+  const { dataDir, payments, tls } = config;
+  const webhookSecret = sandboxWebhookSecret(config);
   const options = { port: payments.sandboxPort, dataDir: join(dataDir, "sandbox"), log };
-  // A certificate is for the name that clients use, not for this way.
-  const webhook = { url: webhookUrl, secret: webhookSecret };
-  const { url, close } = await reachSandbox(tls === undefined ? { ...options, webhook } : options);
+  const webhook = { url: webhookUrl, secret: webhookSecret, ...(tls !== undefined && { certificate: tls.cert }) };
+  const { url, close } = await reachSandbox({ ...options, webhook });
   return { url, webhookSecret, close };
+}
+
+/** What the sandbox's webhooks are signed with: its programs and the service come to the same by the same settings. */
+export function sandboxWebhookSecret({ dataDir, payments, secretKey }: Config): string {
+  const { secret } = payments.sandboxWebhook;
+  return secret ?? derivedKey(secretKey ?? keptSecretKey(dataDir), "sandbox webhooks").toString("base64url");
 }
 
 async function connect(name: GatewayName, { payments }: Config, sandbox: ReachedSandbox | undefined): Promise<Gateway> {
@@ -68,6 +106,6 @@ async function connect(name: GatewayName, { payments }: Config, sandbox: Reached
     return createAdyenGateway(payments.adyen);
   }
   const { createSandboxGateway } = await import("./sandbox.ts");
-  const { url = "", webhookSecret = "" } = sandbox ?? {};
-  return createSandboxGateway({ name, baseUrl: url, webhookSecret });
+  const { url = "", webhookSecret } = sandbox ?? {};
+  return createSandboxGateway({ name, baseUrl: url, ...(webhookSecret !== undefined && { webhookSecret }) });
 }

@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { Agent } from "node:http";
 import type { Logger } from "pino";
 import { exchange } from "./http-exchange.ts";
@@ -24,6 +25,21 @@ export async function reachSandbox(
     options.log.info({ url }, "using the sandbox gateway that is running already");
     return { url, close: async () => {} };
   }
+}
+
+/**
+ * Reaches a sandbox only to ask it: the one that runs at its port or, where none does, one on a port of its own that has
+ * the memory of the one that ran. A sandbox without any memory would deny whatever it is asked about, so none is made.
+ * @throws Error with a sentence when there is none to ask.
+ */
+export async function consultSandbox(
+  options: Pick<SandboxOptions, "port" | "dataDir"> & { readonly log: Logger },
+): Promise<Pick<Sandbox, "url" | "close">> {
+  const { port, dataDir, log } = options;
+  const url = `http://127.0.0.1:${port}`;
+  if (port !== 0 && (await isSandbox(url))) return { url, close: async () => {} };
+  if (existsSync(dataDir)) return startSandbox({ port: 0, dataDir, log });
+  throw new Error(`No sandbox runs at port ${port} (SANDBOX_PORT), and none has ever run in ${dataDir}.`);
 }
 
 async function isSandbox(baseUrl: string): Promise<boolean> {

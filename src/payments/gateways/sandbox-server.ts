@@ -1,4 +1,5 @@
 /** The payment sandbox: an HTTP server that behaves like a remote payment provider, faults included. */
+import { X509Certificate } from "node:crypto";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -129,8 +130,19 @@ function checkOptions(options: SandboxOptions): void {
   if (protocol !== "http:" && protocol !== "https:") {
     throw new SandboxStartError(`The sandbox's webhook address must begin with http:// or https://.`);
   }
+  if (options.webhook.certificate !== undefined && !isCertificate(options.webhook.certificate)) {
+    throw new SandboxStartError("The certificate (TLS_CERT) that the sandbox's webhooks are sent to is not valid PEM.");
+  }
   if (options.webhook.secret.length < minWebhookSecretLength) {
     throw new SandboxStartError(`The sandbox's webhook secret must have ${minWebhookSecretLength} characters or more.`);
+  }
+}
+
+function isCertificate(pem: string): boolean {
+  try {
+    return new X509Certificate(pem).raw.length > 0;
+  } catch {
+    return false;
   }
 }
 

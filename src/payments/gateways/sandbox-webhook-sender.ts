@@ -1,6 +1,8 @@
 /** Delivers the sandbox's webhook events: at least once, in no promised order, until a bound of attempts. */
+import { X509Certificate } from "node:crypto";
 import { Agent as HttpAgent } from "node:http";
 import { Agent as HttpsAgent } from "node:https";
+import type { ConnectionOptions, PeerCertificate } from "node:tls";
 import type { Logger } from "pino";
 import { exchange } from "./http-exchange.ts";
 import type { SandboxLedger } from "./sandbox-ledger.ts";
@@ -16,6 +18,11 @@ export interface SandboxWebhookOptions {
   readonly url: string | (() => string | undefined);
   /** Signs the events; the receiver must know it. At least 16 characters. */
   readonly secret: string;
+  /**
+   * PEM of the only certificate that is taken over `https:`, whatever name it is for: a service's own is for the name that
+   * its clients use, not for the way from here. Not given: any that is valid for the address.
+   */
+  readonly certificate?: string;
   /** The wait before the second attempt, doubled for each further one up to 60 s. Default 500 ms. */
   readonly firstRetryMs?: number;
   /** Attempts per event and run of the sandbox, after which the event is dropped with a warning. Default 12. */
@@ -37,10 +44,7 @@ export class SandboxWebhookSender {
   readonly #secret: string;
   readonly #firstRetryMs: number;
   readonly #maxAttempts: number;
-  readonly #agents = {
-    "http:": new HttpAgent({ keepAlive: true, maxSockets: maxConcurrentDeliveries }),
-    "https:": new HttpsAgent({ keepAlive: true, maxSockets: maxConcurrentDeliveries }),
-  };
+  readonly #agents: { readonly "http:": HttpAgent; readonly "https:": HttpsAgent };
   readonly #closing = new AbortController();
   /** Failed attempts of the events that wait; an event that never failed is not in it. */
   readonly #failures = new Map<string, number>();
@@ -54,6 +58,9 @@ export class SandboxWebhookSender {
     this.#secret = options.secret;
     this.#firstRetryMs = options.firstRetryMs ?? defaultFirstRetryMs;
     this.#maxAttempts = options.maxAttempts ?? defaultMaxAttempts;
+    const connections = { keepAlive: true, maxSockets: maxConcurrentDeliveries };
+    const trust = options.certificate === undefined ? {} : trustIn(options.certificate);
+    this.#agents = { "http:": new HttpAgent(connections), "https:": new HttpsAgent({ ...connections, ...trust }) };
   }
 
   /** Starts as many deliveries as may run at once. */
@@ -138,4 +145,15 @@ export class SandboxWebhookSender {
     }, delayMs);
     this.#retries.set(event.id, timer);
   }
+}
+
+/** Trusts one certificate, also where it was signed by an authority that the system does not know. */
+function trustIn(certificate: string): ConnectionOptions {
+  const { raw } = new X509Certificate(certificate);
+  return {
+    ca: certificate,
+    allowPartialTrustChain: true,
+    checkServerIdentity: (_host: string, peer: PeerCertificate) =>
+      raw.equals(peer.raw) ? undefined : new Error("The receiver has another certificate than the service."),
+  };
 }

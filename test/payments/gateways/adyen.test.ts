@@ -44,7 +44,13 @@ describe("The Adyen gateway", () => {
     it("captures, and tells the PSP reference as the transaction", async () => {
       const answer = await gateway.charge(chargeOf("visa"), patient);
       const transactionId = onlyPayment();
-      const result = { outcome: "captured", transactionId, captured: eur(1_099n), responseCode: "Authorised" };
+      const result = {
+        outcome: "captured",
+        transactionId,
+        captured: eur(1_099n),
+        responseCode: "Authorised",
+        untilVoided: true,
+      };
       expect(answer).to.deep.equal({ kind: "executed", result });
     });
 
@@ -319,7 +325,13 @@ describe("The Adyen gateway", () => {
 
     it("tells a capture by the authorisation", () => {
       const transactionId = "PSP0000000000001";
-      const result = { outcome: "captured", transactionId, captured: eur(1_099n), responseCode: "Authorised" };
+      const result = {
+        outcome: "captured",
+        transactionId,
+        captured: eur(1_099n),
+        responseCode: "Authorised",
+        untilVoided: true,
+      };
       expectEvent({ eventCode: "AUTHORISATION" }, { type: "charge_captured", reference: "a1", result });
     });
 
@@ -329,19 +341,19 @@ describe("The Adyen gateway", () => {
       expectEvent(item, { type: "charge_declined", reference: "a1", result });
     });
 
-    for (const [eventCode, success] of [
-      ["CAPTURE_FAILED", "true"],
-      ["CAPTURE", "false"],
+    for (const [eventCode, success, beats] of [
+      ["CAPTURE_FAILED", "true", { beatsCapture: true }],
+      ["CAPTURE", "false", {}],
     ] as const) {
       it(`tells that the capture failed by ${eventCode} with success ${success}`, () => {
         const result = { outcome: "declined", reason: "capture_failed", responseCode: eventCode };
-        expectEvent({ eventCode, success }, { type: "charge_declined", reference: "a1", result });
+        expectEvent({ eventCode, success }, { type: "charge_declined", reference: "a1", result, ...beats });
       });
     }
 
-    for (const eventCode of ["TECHNICAL_CANCEL", "CANCELLATION"]) {
+    for (const eventCode of ["TECHNICAL_CANCEL", "CANCELLATION", "CANCEL_OR_REFUND"]) {
       it(`takes ${eventCode} with success for proof that the charge is void, and without it for none`, () => {
-        expectEvent({ eventCode }, { type: "charge_voided", reference: "a1" });
+        expectEvent({ eventCode }, { type: "charge_voided", reference: "a1", beatsCapture: true });
         expectEvent({ eventCode, success: "false" }, { type: "ignored", vendorType: eventCode });
       });
     }
@@ -351,6 +363,12 @@ describe("The Adyen gateway", () => {
       const result = { outcome: "completed", transactionId, refunded: eur(1_099n), responseCode: "REFUND" };
       const item = { eventCode: "REFUND", merchantReference: "a1/r1" };
       expectEvent(item, { type: "refund_completed", reference: "a1", key: "r1", result });
+    });
+
+    it("tells a refund that was made by hand by its charge's reference for a key", () => {
+      const transactionId = "PSP0000000000001";
+      const result = { outcome: "completed", transactionId, refunded: eur(1_099n), responseCode: "REFUND" };
+      expectEvent({ eventCode: "REFUND" }, { type: "refund_completed", reference: "a1", key: "a1", result });
     });
 
     for (const [eventCode, success] of [

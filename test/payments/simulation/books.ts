@@ -70,7 +70,8 @@ function faultsOfPayment(payment: PaymentRow, truth: Truth): string[] {
   if (kept.length !== (status === "COMPLETED" ? 1 : 0)) blame(`${kept.length} attempts keep money`);
   if (kept.some(({ captured }) => captured !== amount)) blame("another amount was taken");
   if (payment.risk_level === null && attempts.some(({ captured }) => captured !== null)) blame("charged unscreened");
-  if (payment.risk_level === "HIGH" && attempts.some(({ captured }) => captured !== null)) blame("charged as fraud");
+  if (["HIGH", "UNCHECKED"].includes(payment.risk_level ?? "") && attempts.some(({ captured }) => captured !== null))
+    blame("charged as fraud");
   if (payment.open_refunds > 0 || Number(refunding) !== 0) blame("a refund is under way");
   if (refunded !== refunds || Number(refunded) > Number(amount)) {
     blame(`of ${amount}, ${refunded} were refunded, and its refunds are ${refunds}`);
