@@ -1,4 +1,5 @@
 import { type ClientHttp2Session, connect } from "node:http2";
+import { connect as connectSocket } from "node:net";
 import {
   create,
   type DescMessage,
@@ -25,7 +26,10 @@ export class GrpcClient {
 
   /** @param url such as `http://127.0.0.1:8080` */
   constructor(url: string) {
-    this.#session = connect(url);
+    const { hostname, port } = new URL(url);
+    // Without it a small frame waits for the other side to acknowledge the one before, up to 40 ms.
+    const createConnection = () => connectSocket({ host: hostname, port: Number(port), noDelay: true });
+    this.#session = connect(url, { createConnection });
     // What goes wrong with the connection goes wrong with its calls, and they tell.
     this.#session.on("error", () => {});
   }

@@ -60,11 +60,16 @@ export class Batcher<Command, Outcome> {
       const batch = this.#takeBatch();
       if (batch.length === 0) return;
       this.#lanes++;
-      void this.#send(batch).finally(() => {
-        this.#lanes--;
-        this.#dispatch();
-      });
+      void this.#send(batch);
     }
+  }
+
+  async #send(batch: readonly Waiting<Command, Outcome>[]): Promise<void> {
+    const tell = await this.#carryOut(batch);
+    this.#lanes--;
+    this.#dispatch();
+    // After what waited is on its way: the database then works while these are answered, and not after it.
+    process.nextTick(tell);
   }
 
   #takeBatch(): Waiting<Command, Outcome>[] {
@@ -90,19 +95,27 @@ export class Batcher<Command, Outcome> {
     return batch;
   }
 
-  async #send(batch: readonly Waiting<Command, Outcome>[]): Promise<void> {
+  /** Never rejects. @returns what tells all of the batch what became of them. */
+  async #carryOut(batch: readonly Waiting<Command, Outcome>[]): Promise<() => void> {
     try {
       const outcomes = await this.#options.run(batch.map(({ command }) => command));
       if (outcomes.length !== batch.length) throw new Error(`${batch.length} commands had ${outcomes.length} outcomes`);
-      for (const [i, outcome] of outcomes.entries()) batch[i]?.resolve(outcome);
+      return () => {
+        for (const [i, outcome] of outcomes.entries()) batch[i]?.resolve(outcome);
+      };
     } catch (error) {
       if (batch.length === 1 || this.#options.isShared?.(error) === true) {
-        for (const waiting of batch) waiting.reject(error);
-        return;
+        return () => {
+          for (const waiting of batch) waiting.reject(error);
+        };
       }
       const middle = Math.ceil(batch.length / 2);
-      await this.#send(batch.slice(0, middle));
-      await this.#send(batch.slice(middle));
+      const tellFirst = await this.#carryOut(batch.slice(0, middle));
+      const tellSecond = await this.#carryOut(batch.slice(middle));
+      return () => {
+        tellFirst();
+        tellSecond();
+      };
     }
   }
 }

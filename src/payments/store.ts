@@ -146,7 +146,7 @@ const SCREEN = {
          RETURNING payments.id`,
 };
 
-const BATCH = { maxBatch: 32, maxLanes: 2, maxWaiting: 5_000, isShared: isAway };
+const BATCH = { maxBatch: 64, maxLanes: 1, maxWaiting: 5_000, isShared: isAway };
 
 /** All SQL about payments and the attempts to charge them. Rows are locked in one order everywhere: orders, payments. */
 export class PaymentStore {

@@ -38,6 +38,14 @@ describe("a batcher", () => {
     expect(await Promise.all(outcomes)).to.deep.equal(["done 1", "done 2", "done 3"]);
   });
 
+  it("sends what waited before it tells the outcomes of the batch that is done", async () => {
+    const { batcher, batches } = controlled();
+    const sentWhenTold = batcher.submit(1, FAR).then(() => batches.length);
+    void batcher.submit(2, FAR);
+    batches[0]?.finish();
+    expect(await sentWhenTold).to.equal(2);
+  });
+
   it("never has more batches in flight than lanes, nor more commands in one than allowed", async () => {
     const { batcher, batches } = controlled({ maxLanes: 2 });
     for (let n = 1; n <= 9; n++) void batcher.submit(n, FAR);

@@ -13,7 +13,7 @@ import { faultsOfBooks } from "./books.ts";
 import { newBuyers, signedInAs } from "./buyers.ts";
 
 /** Batches that one server has in flight at most. */
-const LANES = 2;
+const LANES = 1;
 /** What waits in a crowd may wait long where the machine has other work, too. */
 const PATIENTLY = { timeoutMs: 60_000 };
 

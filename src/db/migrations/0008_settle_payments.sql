@@ -18,7 +18,10 @@ CREATE FUNCTION settle_payments(
   payment_ids uuid[], attempt_ids uuid[], verdicts text[], attempt_states text[], captured_amounts numeric[],
   transaction_ids text[], response_codes text[], failure_reasons text[], reversal_ids uuid[], settle_times timestamptz[]
 ) RETURNS TABLE (reversing boolean, ended boolean, settled payments)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+-- One plan for every batch, by index: see place_orders.
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
 #variable_conflict use_variable
 DECLARE
   a record;
