@@ -75,8 +75,8 @@ const FILL = [
     ORDER BY h.order_time`,
   `INSERT INTO order_items (order_id, position, id, product_id, product_name, quantity, unit_price)
    SELECT order_id, position, uuidv7(), product_id, name, 1, price FROM history_items ORDER BY order_time, position`,
-  `INSERT INTO stock_movements (product_id, delta, kind, order_id, actor_id, create_time)
-   SELECT product_id, -1, 'SALE', order_id, customer_id, order_time FROM history_items ORDER BY order_time`,
+  `INSERT INTO stock_movements (product_id, delta, kind, order_id, create_time)
+   SELECT product_id, -1, 'SALE', order_id, order_time FROM history_items ORDER BY order_time`,
   `INSERT INTO stock_movements (product_id, delta, kind, order_id, actor_id, create_time)
    SELECT product_id, 1, 'RESTORE', order_id, customer_id, order_time FROM history_items WHERE cancelled
     ORDER BY order_time`,

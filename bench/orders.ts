@@ -11,12 +11,12 @@ import { ORDERS, ordersOfBuyers, PRODUCTS, type ProductRange, pgbenchVariables }
 import type { OrderTasks } from "./orders-load.ts";
 import { openStage } from "./orders-stage.ts";
 
-const CLIENTS = [1, 32, 256] as const;
+const CLIENTS = [1, 32, 64, 256] as const;
 const READ_CLIENTS = 32;
 /** `BENCH_ROUNDS=1` is for a quick look. */
 const ROUNDS = Number(process.env["BENCH_ROUNDS"] ?? 5);
 const ROUND_MS = 3_000;
-const WARM_UP_MS = 3_000;
+const WARM_UP_MS = 15_000;
 const KNOWN_ORDERS = 100;
 const DAY_S = 86_400;
 

@@ -32,13 +32,10 @@ VALUES (:id::uuid, 1, uuidv7(), ('00000000-0000-7000-8002-' || :one)::uuid, (:na
         (:prices::numeric[])[2]),
        (:id::uuid, 3, uuidv7(), ('00000000-0000-7000-8002-' || :three)::uuid, (:names::text[])[3], 1,
         (:prices::numeric[])[3]);
-INSERT INTO stock_movements (product_id, delta, kind, order_id, actor_id, create_time)
-VALUES (('00000000-0000-7000-8002-' || :one)::uuid, -1, 'SALE', :id::uuid,
-        ('00000000-0000-7000-8000-' || :buyer)::uuid, now()),
-       (('00000000-0000-7000-8002-' || :two)::uuid, -1, 'SALE', :id::uuid,
-        ('00000000-0000-7000-8000-' || :buyer)::uuid, now()),
-       (('00000000-0000-7000-8002-' || :three)::uuid, -1, 'SALE', :id::uuid,
-        ('00000000-0000-7000-8000-' || :buyer)::uuid, now());
+INSERT INTO stock_movements (product_id, delta, kind, order_id, create_time)
+VALUES (('00000000-0000-7000-8002-' || :one)::uuid, -1, 'SALE', :id::uuid, now()),
+       (('00000000-0000-7000-8002-' || :two)::uuid, -1, 'SALE', :id::uuid, now()),
+       (('00000000-0000-7000-8002-' || :three)::uuid, -1, 'SALE', :id::uuid, now());
 INSERT INTO order_events (order_id, to_status, to_payment_state, actor_id, create_time)
 VALUES (:id::uuid, 'CONFIRMED', 'UNPAID', ('00000000-0000-7000-8000-' || :buyer)::uuid, now());
 COMMIT;

@@ -35,8 +35,8 @@ WITH asked (buyer, address) AS (
        INSERT INTO order_items (order_id, position, id, product_id, product_name, quantity, unit_price)
        SELECT o.id, t.position, uuidv7(), t.id, t.name, t.quantity, t.price FROM placed o, taken t),
      journaled AS (
-       INSERT INTO stock_movements (product_id, delta, kind, order_id, actor_id, create_time)
-       SELECT t.id, -t.quantity, 'SALE', o.id, o.customer_id, now() FROM placed o, taken t),
+       INSERT INTO stock_movements (product_id, delta, kind, order_id, create_time)
+       SELECT t.id, -t.quantity, 'SALE', o.id, now() FROM placed o, taken t),
      noted AS (
        INSERT INTO order_events (order_id, to_status, to_payment_state, actor_id, create_time)
        SELECT id, 'CONFIRMED', 'UNPAID', customer_id, now() FROM placed)

@@ -477,7 +477,6 @@ function refusalOfViolation(error: unknown): Refusal {
     case "orders_shipping_address_id_fkey":
       return { outcome: "ADDRESS_INVALID" };
     case "orders_created_by_fkey":
-    case "stock_movements_actor_id_fkey":
       return { outcome: "CALLER_GONE" };
     default:
       throw error;

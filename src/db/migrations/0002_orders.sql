@@ -78,6 +78,8 @@ CREATE TABLE stock_movements (
   request_hash bytea,
   create_time  timestamptz(3) NOT NULL,
   CONSTRAINT stock_movements_order CHECK ((kind IN ('SALE', 'RESTORE')) = (order_id IS NOT NULL)),
+  -- Who bought stands with the order, and is looked up there once instead of with each of its lines.
+  CONSTRAINT stock_movements_actor CHECK (kind <> 'SALE' OR actor_id IS NULL),
   CONSTRAINT stock_movements_request CHECK ((kind = 'ADJUSTMENT') = (request_id IS NOT NULL))
 );
 COMMENT ON TABLE stock_movements IS 'The stock journal: every unit that came or went, and why.';

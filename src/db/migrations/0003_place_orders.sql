@@ -176,8 +176,8 @@ BEGIN
              l (o, at, id, product_id, quantity, k)
      WHERE outcomes[l.o] = 'PLACED';
 
-    INSERT INTO stock_movements (product_id, delta, kind, order_id, actor_id, create_time)
-    SELECT l.product_id, -l.quantity, 'SALE', ids[l.o], created_by[l.o], order_times[l.o]
+    INSERT INTO stock_movements (product_id, delta, kind, order_id, create_time)
+    SELECT l.product_id, -l.quantity, 'SALE', ids[l.o], order_times[l.o]
       FROM unnest(line_orders, line_products, line_quantities) l (o, product_id, quantity)
      WHERE outcomes[l.o] = 'PLACED';
 
