@@ -12,8 +12,6 @@ import { useServer } from "../support/server.ts";
 import { faultsOfBooks } from "./books.ts";
 import { newBuyers, signedInAs } from "./buyers.ts";
 
-/** Batches that one server has in flight at most. */
-const LANES = 1;
 /** What waits in a crowd may wait long where the machine has other work, too. */
 const PATIENTLY = { timeoutMs: 60_000 };
 
@@ -135,7 +133,7 @@ describe("orders under fire", function () {
     });
   });
 
-  describe("at one server whose lanes are busy", () => {
+  describe("at one server whose lane is busy", () => {
     const server = useServer({ database, settings });
     let admin: Person;
     let buyer: Person;
@@ -147,18 +145,16 @@ describe("orders under fire", function () {
       expect(await faultsOfBooks(database)).to.deep.equal([]);
     });
 
-    /** Has every lane wait for a row that we hold, does `work`, and lets them go on with what has come meanwhile. */
-    async function whileLanesWait(work: () => Promise<void>): Promise<void> {
+    /** Has the lane wait for a row that we hold, does `work`, and lets it go on with what has come meanwhile. */
+    async function whileLaneWaits(work: () => Promise<void>): Promise<void> {
       const blocked = await newProduct(admin, { stock: 10 });
-      const blockers: Promise<unknown>[] = [];
+      let blocker: Promise<unknown> = Promise.resolve();
       await holding(database, blocked, async () => {
-        for (let lane = 1; lane <= LANES; lane++) {
-          blockers.push(newOrder(buyer, [[blocked, 1]]));
-          await until(`${lane} lanes wait`, async () => ((await lockWaits(database)) >= lane ? true : undefined));
-        }
+        blocker = newOrder(buyer, [[blocked, 1]]);
+        await until("the lane waits", async () => ((await lockWaits(database)) >= 1 ? true : undefined));
         await work();
       });
-      await Promise.all(blockers);
+      await blocker;
     }
 
     /** Returns when the server has every call that was sent before: calls of one connection arrive in their order. */
@@ -176,7 +172,7 @@ describe("orders under fire", function () {
       );
       const product = await newProduct(admin, { stock: 100 });
       let calls: Promise<unknown>[] = [];
-      await whileLanesWait(async () => {
+      await whileLaneWaits(async () => {
         const notes = (i: number) => (i % 10 === 7 ? "poison" : "");
         calls = Array.from({ length: 30 }, (_, i) => newOrder(buyer, [[product, 1]], { notes: notes(i) }));
         await arrived();
@@ -188,7 +184,7 @@ describe("orders under fire", function () {
       const product = await newProduct(admin, { stock: 100 });
       const leave = new AbortController();
       let calls: Promise<unknown>[] = [];
-      await whileLanesWait(async () => {
+      await whileLaneWaits(async () => {
         calls = Array.from({ length: 20 }, (_, i) =>
           buyer.orders.createOrder(orderOf([[product, 1]]), i % 2 === 0 ? { signal: leave.signal } : {}),
         );
@@ -219,7 +215,7 @@ describe("orders under fire", function () {
       const timeoutMs = 200;
       const [late, twin] = [orderOf([[product, 1]]), orderOf([[product, 1]])];
       let patient: Promise<unknown> = Promise.resolve();
-      await whileLanesWait(async () => {
+      await whileLaneWaits(async () => {
         const calls = [late, twin].map((request) => buyer.orders.createOrder(request, { timeoutMs }));
         const codes = calls.map(async (call) => (await refusalOf(call)).code);
         await arrived();
