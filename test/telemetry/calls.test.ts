@@ -1,5 +1,5 @@
 import { expect } from "chai";
-import { newCustomer } from "../support/factories.ts";
+import { newAdmin, newCustomer, newOrder, newProduct } from "../support/factories.ts";
 import { readableMetrics } from "../support/metrics.ts";
 import { refusalOf } from "../support/refusals.ts";
 import { useServer } from "../support/server.ts";
@@ -31,14 +31,16 @@ describe("calls are measured", () => {
   });
 
   it("of a stream when it has ended", async () => {
-    const customer = await newCustomer(server);
+    const [admin, customer] = await Promise.all([newAdmin(server), newCustomer(server)]);
+    const product = await newProduct(admin, { stock: 10_000 });
     const leaving = new AbortController();
     const method = "tradepost.order.v1.OrderService/WatchOrders";
     const reading = (async () => {
       for await (const _ of customer.orders.watchOrders({}, { signal: leaving.signal })) leaving.abort();
-    })();
-    setTimeout(() => leaving.abort(), 200).unref();
-    await reading.catch(() => {});
+    })().catch(() => {});
+    // Only an order that is placed once the stream is there is told to it.
+    while (!leaving.signal.aborted) await newOrder(customer, [[product, 1]]);
+    await reading;
     const deadline = Date.now() + 5_000;
     while (Object.keys(await measured(method)).length === 0 && Date.now() < deadline)
       await new Promise((resolve) => setTimeout(resolve, 10));
