@@ -373,15 +373,17 @@ async function remember(
   intentId: string,
   bounds: CallBounds,
 ): Promise<NotExecuted | undefined> {
-  const { promise: over, reject } = Promise.withResolvers<never>();
-  over.catch(() => undefined);
-  const timer = setTimeout(() => reject(new Error("The time is over.")), Math.max(0, bounds.remainingMs));
+  const { promise: over, resolve } = Promise.withResolvers<"over">();
+  const timer = setTimeout(resolve, Math.max(0, bounds.remainingMs), "over");
   try {
-    await Promise.race([request.remember?.(intentId), over]);
+    // What is stored too late changes nothing, and rejects into nobody's hands.
+    const stored = Promise.resolve(request.remember?.(intentId));
+    stored.catch(() => undefined);
+    if ((await Promise.race([stored, over])) === "over") {
+      return notExecuted("timeout", "The intent's id was not stored in time, so it was not confirmed.");
+    }
   } catch {
-    return bounds.remainingMs > 0
-      ? notExecuted("aborted", "The intent's id could not be stored, so it was not confirmed.")
-      : notExecuted("timeout", "The intent's id was not stored in time, so it was not confirmed.");
+    return notExecuted("aborted", "The intent's id could not be stored, so it was not confirmed.");
   } finally {
     clearTimeout(timer);
   }
