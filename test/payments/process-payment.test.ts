@@ -367,3 +367,44 @@ describe("ProcessPayment with a fraud check", () => {
     );
   });
 });
+
+describe("While the fraud check or a gateway is asked", () => {
+  const gateway = fakeGateway();
+  const open: { asked: string; transactions: number }[] = [];
+  /** Transactions that are open in this database, besides the one that looks. */
+  const look = async (asked: string) => {
+    const [row] = await sql<{ transactions: number }>(
+      server.database,
+      `SELECT count(*)::int AS transactions FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND state <> 'active'`,
+    );
+    open.push({ asked, transactions: row?.transactions ?? -1 });
+  };
+  const server = useServer({
+    gateways: { primary: gateway, backup: undefined },
+    fraud: {
+      check: async () => {
+        await look("fraud check");
+        return { riskLevel: "LOW" as const, riskFactors: [] };
+      },
+    },
+  });
+
+  it("no transaction is open, neither for a payment nor for a refund", async () => {
+    const [admin, customer] = await Promise.all([newAdmin(server), newCustomer(server)]);
+    const order = await newOrder(customer, [[await newProduct(admin), 1]], { awaitPayment: true });
+    const { charge } = fakeGateway();
+    gateway.charge.callsFake(async (request, bounds) => {
+      await look("charge");
+      return charge(request, bounds);
+    });
+    gateway.refund.callsFake(async () => {
+      await look("refund");
+      return { kind: "pending" };
+    });
+    const payment = present((await customer.payments.processPayment(paymentOf(order))).payment);
+    expect(payment.status).to.equal(PaymentStatus.COMPLETED);
+    await customer.payments.refundPayment({ requestId: randomUUID(), paymentId: payment.id, amount: money("1") });
+    expect(open).to.deep.equal(["fraud check", "charge", "refund"].map((asked) => ({ asked, transactions: 0 })));
+  });
+});
