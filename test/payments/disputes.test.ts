@@ -1,6 +1,8 @@
 import { randomUUID } from "node:crypto";
 import { expect } from "chai";
 import { DisputeStatus, type Payment, RefundStatus } from "../../gen/tradepost/payment/v1/payment_pb.js";
+import { fromDecimal } from "../../src/money.ts";
+import { DisputeStore } from "../../src/payments/dispute-store.ts";
 import { signWebhook } from "../../src/payments/gateways/sandbox-webhook.ts";
 import { sql } from "../support/database.ts";
 import { card, money, newCustomer, type Person, present, text } from "../support/factories.ts";
@@ -91,6 +93,22 @@ describe("disputes", () => {
     expect(won.id).to.equal(opened.id);
     expect(won.resolveTime).not.to.equal(undefined);
     expect(await lostMovements(payment)).to.deep.equal([]);
+  });
+
+  it("find their payment by the gateway's transaction, too, which is all that some gateways name", async () => {
+    const { payment } = await aPayment();
+    const news = {
+      gateway: "sandbox-primary" as const,
+      gatewayDisputeId: "dp_by_transaction",
+      charge: { transactionId: payment.gatewayTransactionId },
+      amount: fromDecimal("USD", "5"),
+      status: "OPEN" as const,
+      reason: "fraudulent",
+      occurTime: new Date(),
+    };
+    const change = await new DisputeStore(server.database.db).record(news);
+    expect(change).to.deep.equal({ paymentId: payment.id, was: null, is: "OPEN" });
+    expect(await disputesOf(payment)).to.have.length(1);
   });
 
   it("hold their amount against refunds while they are open and once they are lost, and free it when won", async () => {
