@@ -3,9 +3,9 @@ import { examine } from "../src/db/invariants.ts";
 import { orderInvariants } from "../src/orders/check-store.ts";
 import { type Figures, latencyOf, rateOf, rowOf } from "./harness/figures.ts";
 import type { Samples } from "./harness/load.ts";
-import { findPgbench, runPgbench, versionOf } from "./harness/pgbench.ts";
+import { findPgbench, runPgbench } from "./harness/pgbench.ts";
 import { print, publish, type Row } from "./harness/report.ts";
-import { describePostgres, loadBefore, type Stage } from "./harness/stage.ts";
+import { describeRun, loadBefore, type Stage } from "./harness/stage.ts";
 import { interleaved } from "./harness/stats.ts";
 import { ORDERS, ordersOfBuyers, PRODUCTS, type ProductRange, pgbenchVariables } from "./orders-data.ts";
 import type { OrderTasks } from "./orders-load.ts";
@@ -44,7 +44,10 @@ export async function orders(): Promise<void> {
   const before = loadBefore();
   say("a database to be filled");
   await using stage = await openStage();
-  const run = print({ title: "The run", rows: [await describe(stage, pgbench, before)] });
+  const run = print({
+    title: "The run",
+    rows: [await describeRun(stage, pgbench, { before, rounds: ROUNDS, roundMs: ROUND_MS })],
+  });
   await warmUp(stage);
   const cells: Cell[] = [];
   for (const clients of CLIENTS) {
@@ -68,16 +71,6 @@ export async function orders(): Promise<void> {
       })),
     },
   });
-}
-
-async function describe(stage: Stage, pgbench: string, before: number): Promise<Row> {
-  return {
-    "load average before": before,
-    rounds: ROUNDS,
-    "seconds a round": ROUND_MS / 1000,
-    ...(await describePostgres(stage)),
-    pgbench: await versionOf(pgbench),
-  };
 }
 
 /** So that code is compiled and tables are in memory before the first round. */

@@ -4,9 +4,9 @@ import { orderInvariants } from "../src/orders/check-store.ts";
 import { paymentInvariants } from "../src/payments/check-store.ts";
 import { type Figures, perCall, rateOf, rowOf } from "./harness/figures.ts";
 import type { Samples } from "./harness/load.ts";
-import { findPgbench, runPgbench, versionOf } from "./harness/pgbench.ts";
+import { findPgbench, runPgbench } from "./harness/pgbench.ts";
 import { print, publish, type Row } from "./harness/report.ts";
-import { describePostgres, loadBefore, type Stage } from "./harness/stage.ts";
+import { describeRun, loadBefore, type Stage } from "./harness/stage.ts";
 import { interleaved, median, type Variant } from "./harness/stats.ts";
 import { BUYERS } from "./orders-data.ts";
 import { openStage } from "./orders-stage.ts";
@@ -78,7 +78,10 @@ export async function payments(): Promise<void> {
     service: { SANDBOX_PORT: String(gateway.port), PAYMENT_GATEWAY_BACKUP: "none" },
   });
   const scene = { stage, gateway, pgbench, databaseUrl: await prepareCounting(stage.sql, stage.databaseUrl) };
-  const run = print({ title: "The run", rows: [await describe(scene, before)] });
+  const run = print({
+    title: "The run",
+    rows: [await describeRun(scene.stage, scene.pgbench, { before, rounds: ROUNDS, roundMs: ROUND_MS })],
+  });
   await warmUp(scene);
   const cells: Cell[] = [];
   for (const clients of CLIENTS) cells.push(await compare(scene, clients));
@@ -98,16 +101,6 @@ export async function payments(): Promise<void> {
       })),
     },
   });
-}
-
-async function describe({ stage, pgbench }: Scene, before: number): Promise<Row> {
-  return {
-    "load average before": before,
-    rounds: ROUNDS,
-    "seconds a round": ROUND_MS / 1000,
-    ...(await describePostgres(stage)),
-    pgbench: await versionOf(pgbench),
-  };
 }
 
 /** So that code is compiled and tables are in memory before the first round. */

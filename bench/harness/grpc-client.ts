@@ -9,6 +9,7 @@ import {
   type MessageShape,
   toBinary,
 } from "@bufbuild/protobuf";
+import { encodeEnvelope } from "@connectrpc/connect/protocol";
 
 const PREFIX_BYTES = 5;
 
@@ -39,7 +40,7 @@ export class GrpcClient {
     request: MessageInitShape<I>,
     token?: string,
   ): Promise<Answer<O>> {
-    const frame = frameOf(toBinary(input, create(input, request)));
+    const frame = encodeEnvelope(0, toBinary(input, create(input, request)));
     return new Promise((resolve) => {
       const stream = this.#session.request({
         ":method": "POST",
@@ -73,12 +74,4 @@ export class GrpcClient {
 interface CallPath {
   readonly parent: { readonly typeName: string };
   readonly name: string;
-}
-
-function frameOf(message: Uint8Array): Buffer {
-  const frame = Buffer.allocUnsafe(PREFIX_BYTES + message.length);
-  frame.writeUInt8(0, 0);
-  frame.writeUInt32BE(message.length, 1);
-  frame.set(message, PREFIX_BYTES);
-  return frame;
 }

@@ -7,6 +7,7 @@ import { startEmbedded } from "../../src/db/embedded.ts";
 import { cpuOf, cpuOfFamily } from "./cpu.ts";
 import type { Figures } from "./figures.ts";
 import type { Samples } from "./load.ts";
+import { versionOf } from "./pgbench.ts";
 import { type BenchServer, LoadProcess, startServer } from "./processes.ts";
 import type { Row } from "./report.ts";
 
@@ -97,14 +98,26 @@ export function loadBefore(): number {
   return load;
 }
 
-/** What a reader has to know of the PostgreSQL that was measured. */
-export async function describePostgres({ sql }: Stage): Promise<Row> {
+/** What a run was, as a row of its own: how much, on what, and how busy the machine was before. */
+export async function describeRun(
+  { sql }: Stage,
+  pgbench: string,
+  { before, rounds, roundMs }: { readonly before: number; readonly rounds: number; readonly roundMs: number },
+): Promise<Row> {
   const { rows } = await sql.query<{ version: string; fsync: string; commit: string }>(
     `SELECT current_setting('server_version') AS version, current_setting('fsync') AS fsync,
             current_setting('synchronous_commit') AS commit`,
   );
   const [{ version = "", fsync = "", commit = "" } = {}] = rows;
-  return { PostgreSQL: version, fsync, synchronous_commit: commit };
+  return {
+    "load average before": before,
+    rounds,
+    "seconds a round": roundMs / 1000,
+    PostgreSQL: version,
+    fsync,
+    synchronous_commit: commit,
+    pgbench: await versionOf(pgbench),
+  };
 }
 
 async function postmasterPid(sql: Client): Promise<number> {

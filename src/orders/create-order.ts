@@ -26,13 +26,11 @@ export interface CreateOrder {
  */
 export async function createOrder(
   { orders, clock, reservationMinutes }: { orders: OrderStore; clock: Clock; reservationMinutes: number },
-  { requestId: givenId, customerId: given, lines, shippingAddressId: givenAddressId, notes, awaitPayment }: CreateOrder,
+  { requestId, customerId: given, lines, shippingAddressId, notes, awaitPayment }: CreateOrder,
   { userId, role }: Caller,
   deadline: number,
 ): Promise<Order> {
-  // One id has one spelling from here on: what is compared and hashed must not differ by upper and lower case.
-  const [requestId, shippingAddressId] = [givenId.toLowerCase(), givenAddressId.toLowerCase()];
-  const customerId = given.toLowerCase() || userId;
+  const customerId = given || userId;
   if (customerId !== userId && role !== "ADMIN") {
     throw new DomainError("forbidden", "ADMIN_REQUIRED", "Only an admin may order for another customer");
   }

@@ -77,12 +77,11 @@ export interface NewOrder {
 
 const MAX_LINE_QUANTITY = 10_000;
 
-/** One line a product, in the order in which the products first came; a UUID may be written in upper case too. */
+/** One line a product, in the order in which the products first came. */
 export function mergeLines(lines: readonly OrderLine[]): OrderLine[] {
   const quantities = new Map<string, number>();
   for (const { productId, quantity } of lines) {
-    const id = productId.toLowerCase();
-    quantities.set(id, (quantities.get(id) ?? 0) + quantity);
+    quantities.set(productId, (quantities.get(productId) ?? 0) + quantity);
   }
   return [...quantities].map(([productId, quantity]) => ({ productId, quantity }));
 }

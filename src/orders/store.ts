@@ -268,7 +268,7 @@ export class OrderStore {
   async findOrders(ids: readonly string[]): Promise<(Order | undefined)[]> {
     const rows = await this.#db.query<OrderRow>(FIND_ORDERS, [[...new Set(ids)]]);
     const orders = new Map(rows.map((row) => [row.id, toOrder(row)]));
-    return ids.map((id) => orders.get(id.toLowerCase()));
+    return ids.map((id) => orders.get(id));
   }
 
   /**

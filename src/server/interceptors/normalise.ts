@@ -11,8 +11,9 @@ const normalisers = new Map<DescMessage, Normaliser>();
 
 /**
  * Brings the texts of a request into the form in which they are checked and kept, by what the schema says of them: an
- * email (rule `string.email`) is NFKC, trimmed and lower-cased; a UUID (rule `string.uuid`) is trimmed and lower-cased; a secret (option `debug_redact`) stays as it is; all
- * others are trimmed. A text with a NUL character, which PostgreSQL cannot hold, is a fault of its field.
+ * email (rule `string.email`) is NFKC, trimmed and lower-cased; a UUID (rule `string.uuid`) is trimmed and lower-cased; a
+ * secret (option `debug_redact`) stays as it is; all others are trimmed. A text with a NUL character, which PostgreSQL
+ * cannot hold, is a fault of its field.
  */
 export function normalise(schema: DescMessage, message: Message): FieldViolation[] {
   const violations: FieldViolation[] = [];

@@ -16,6 +16,7 @@ import {
   type UnaryRequest,
   type UnaryResponse,
 } from "@connectrpc/connect";
+import { compressedFlag, encodeEnvelope } from "@connectrpc/connect/protocol";
 import { grpcStatusOk, setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { compressGzip } from "./compression.ts";
 import type { Exchange } from "./exchange.ts";
@@ -40,7 +41,6 @@ type MessageLimits = Pick<Limits, "readMaxBytes" | "sendMaxBytes" | "compressMin
 const CONTENT_TYPES: ReadonlySet<string | undefined> = new Set(["application/grpc", "application/grpc+proto"]);
 /** Flags and length. */
 const PREFIX_BYTES = 5;
-const COMPRESSED = 1;
 
 /**
  * Registers RPCs with `router`, and gives the unary ones by their path. Each interceptor is applied once, not for every
@@ -145,7 +145,12 @@ export async function serveUnary(
     const zipped = bytes.length >= limits.compressMinBytes && /\bgzip\b/.test(accepted);
     if (zipped) header.set("grpc-encoding", "gzip");
     trailer.set("grpc-status", grpcStatusOk);
-    send(exchange, header, zipped ? frameOf(COMPRESSED, await compressGzip(bytes)) : frameOf(0, bytes), trailer);
+    send(
+      exchange,
+      header,
+      zipped ? encodeEnvelope(compressedFlag, await compressGzip(bytes)) : encodeEnvelope(0, bytes),
+      trailer,
+    );
   } catch (error) {
     const told = error instanceof ConnectError ? error : new ConnectError("internal error", Code.Internal);
     send(exchange, new Headers(), undefined, setTrailerStatus(new Headers(), told));
@@ -231,15 +236,7 @@ async function* replay({ chunks, fault }: Received, rest: RequestBody): AsyncGen
   yield* rest;
 }
 
-function frameOf(flags: number, message: Uint8Array): Buffer {
-  const frame = Buffer.allocUnsafe(PREFIX_BYTES + message.length);
-  frame.writeUInt8(flags, 0);
-  frame.writeUInt32BE(message.length, 1);
-  frame.set(message, PREFIX_BYTES);
-  return frame;
-}
-
-function send(exchange: Exchange, header: Headers, frame: Buffer | undefined, trailer: Headers): void {
+function send(exchange: Exchange, header: Headers, frame: Uint8Array | undefined, trailer: Headers): void {
   const { stream } = exchange;
   if (stream === undefined || exchange.closed || stream.destroyed || stream.closed) return;
   const trailerFields = responseHeader(trailer);
