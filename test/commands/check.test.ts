@@ -105,6 +105,7 @@ describe("what the check finds", () => {
     for (const statement of [
       "ALTER TABLE products DROP CONSTRAINT products_stock_not_negative",
       "DROP INDEX stock_movements_once",
+      "ALTER TABLE stock_movements DROP CONSTRAINT stock_movements_item_fkey",
       "DROP INDEX payments_one_per_order",
       "DROP INDEX addresses_one_primary",
       "ALTER TABLE addresses DISABLE TRIGGER addresses_some_primary",

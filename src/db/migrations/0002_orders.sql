@@ -62,21 +62,27 @@ CREATE TABLE order_items (
   product_name text NOT NULL,
   quantity     integer NOT NULL CHECK (quantity BETWEEN 1 AND 10000),
   unit_price   numeric(11,3) NOT NULL CHECK (unit_price >= 0),
-  PRIMARY KEY (order_id, position)
+  PRIMARY KEY (order_id, product_id)
 );
-COMMENT ON TABLE order_items IS 'The lines of an order, with name and price as they were.';
+COMMENT ON TABLE order_items IS 'The lines of an order, a product at most once, with name and price as they were.';
 
 CREATE TABLE stock_movements (
-  id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  product_id   uuid NOT NULL REFERENCES products,
+  id           bigint GENERATED ALWAYS AS IDENTITY,
+  product_id   uuid NOT NULL,
   delta        integer NOT NULL,
   kind         text NOT NULL CHECK (kind IN ('INITIAL', 'SALE', 'RESTORE', 'ADJUSTMENT')),
-  order_id     uuid REFERENCES orders,
+  order_id     uuid,
   reason       text NOT NULL DEFAULT '',
   actor_id     uuid REFERENCES users,
   request_id   uuid,
   request_hash bytea,
   create_time  timestamptz(3) NOT NULL,
+  PRIMARY KEY (product_id, id),
+  -- What an order took or gave back is an item of it, and so of a product that there is: one look-up for each instead of
+  -- two, and stricter. Other movements have no item to vouch for their product.
+  CONSTRAINT stock_movements_item_fkey FOREIGN KEY (order_id, product_id) REFERENCES order_items (order_id, product_id),
+  orderless_product_id uuid GENERATED ALWAYS AS (CASE WHEN order_id IS NULL THEN product_id END) STORED
+    CONSTRAINT stock_movements_product_fkey REFERENCES products,
   CONSTRAINT stock_movements_order CHECK ((kind IN ('SALE', 'RESTORE')) = (order_id IS NOT NULL)),
   -- Who bought stands with the order, and is looked up there once instead of with each of its lines.
   CONSTRAINT stock_movements_actor CHECK (kind <> 'SALE' OR actor_id IS NULL),
@@ -84,7 +90,6 @@ CREATE TABLE stock_movements (
 );
 COMMENT ON TABLE stock_movements IS 'The stock journal: every unit that came or went, and why.';
 CREATE UNIQUE INDEX stock_movements_request_key ON stock_movements (actor_id, request_id) WHERE request_id IS NOT NULL;
-CREATE INDEX stock_movements_product ON stock_movements (product_id, id);
 -- An order takes each product once and gives it back at most once.
 CREATE UNIQUE INDEX stock_movements_once ON stock_movements (order_id, product_id, kind) WHERE order_id IS NOT NULL;
 

@@ -23,7 +23,7 @@ CREATE FUNCTION place_orders(
   ids uuid[], customer_ids uuid[], created_by uuid[], request_ids uuid[], request_hashes bytea[], address_ids uuid[],
   notes text[], statuses text[], expire_times timestamptz[], order_times timestamptz[],
   line_orders integer[], line_positions integer[], line_ids uuid[], line_products uuid[], line_quantities integer[]
-) RETURNS TABLE (outcome text, order_id uuid, detail jsonb)
+) RETURNS TABLE (outcome text, order_id uuid, detail json)
 LANGUAGE plpgsql
 -- One plan for every batch: what is looked up by index is few rows of big tables, whatever the planner takes an array for.
 -- Planning anew took a third of a lone order's time.
@@ -39,6 +39,7 @@ DECLARE
   product_currencies text[];
   product_prices numeric[];
   product_actives boolean[];
+  product_items text[];
   stocks integer[];
 
   -- What is known of each order before stock is looked at.
@@ -51,7 +52,7 @@ DECLARE
   line_ks integer[];
 
   outcomes text[] := '{}';
-  details jsonb[] := '{}';
+  details json[] := '{}';
   currencies text[] := '{}';
   totals numeric[] := '{}';
 
@@ -59,15 +60,16 @@ DECLARE
   first_line integer;
   last_line integer := 0;
   verdict text;
-  facts jsonb;
-  items jsonb;
+  facts json;
+  items text;
   currency text;
   total numeric;
+  short_line integer;
   k integer;
 BEGIN
   SELECT array_agg(p.id), array_agg(p.name), array_agg(p.currency), array_agg(p.price), array_agg(p.active),
-         array_agg(p.stock_quantity)
-    INTO product_ids, product_names, product_currencies, product_prices, product_actives, stocks
+         array_agg(json_build_object('name', p.name, 'price', p.price::text)::text), array_agg(p.stock_quantity)
+    INTO product_ids, product_names, product_currencies, product_prices, product_actives, product_items, stocks
     FROM (SELECT id, name, products.currency, price, active, stock_quantity
             FROM products WHERE id = ANY (line_products) ORDER BY id FOR NO KEY UPDATE) p;
 
@@ -103,11 +105,13 @@ BEGIN
       ELSE 'PLACED' END;
 
     IF verdict = 'PLACED' THEN
+      items := NULL;
+      short_line := NULL;
       FOR l IN first_line .. last_line LOOP
         k := line_ks[l];
         IF k = 0 OR NOT product_actives[k] THEN
           verdict := 'PRODUCT_UNAVAILABLE';
-          facts := jsonb_build_object('product_id', line_products[l]);
+          facts := json_build_object('product_id', line_products[l]);
           EXIT;
         END IF;
         currency := coalesce(currency, product_currencies[k]);
@@ -116,34 +120,32 @@ BEGIN
           EXIT;
         END IF;
         total := total + product_prices[k] * line_quantities[l];
+        items := concat_ws(',', items, product_items[k]);
+        IF short_line IS NULL AND stocks[k] < line_quantities[l] THEN
+          short_line := l;
+        END IF;
       END LOOP;
     END IF;
 
     IF verdict = 'PLACED' AND total > max_total THEN
       verdict := 'ORDER_TOTAL_TOO_LARGE';
-      facts := jsonb_build_object('currency', currency, 'total', total::text);
+      facts := json_build_object('currency', currency, 'total', total::text);
+    END IF;
+
+    IF verdict = 'PLACED' AND short_line IS NOT NULL THEN
+      verdict := 'INSUFFICIENT_STOCK';
+      k := line_ks[short_line];
+      facts := json_build_object('product_id', product_ids[k], 'product', product_names[k], 'available', stocks[k],
+                                 'requested', line_quantities[short_line]);
     END IF;
 
     IF verdict = 'PLACED' THEN
-      FOR l IN first_line .. last_line LOOP
-        k := line_ks[l];
-        IF stocks[k] < line_quantities[l] THEN
-          verdict := 'INSUFFICIENT_STOCK';
-          facts := jsonb_build_object('product_id', product_ids[k], 'product', product_names[k],
-                                      'available', stocks[k], 'requested', line_quantities[l]);
-          EXIT;
-        END IF;
-      END LOOP;
-    END IF;
-
-    IF verdict = 'PLACED' THEN
-      items := '[]';
       FOR l IN first_line .. last_line LOOP
         k := line_ks[l];
         stocks[k] := stocks[k] - line_quantities[l];
-        items := items || jsonb_build_object('name', product_names[k], 'price', product_prices[k]::text);
       END LOOP;
-      facts := jsonb_build_object('currency', currency, 'total', total::text, 'address', addresses[o], 'items', items);
+      facts := json_build_object('currency', currency, 'total', total::text, 'address', addresses[o],
+                                 'items', concat('[', items, ']')::json);
     END IF;
 
     outcomes := outcomes || verdict;
