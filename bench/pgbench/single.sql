@@ -3,16 +3,19 @@
 \set one random(100000000000, 100000000332)
 \set two random(:two_from, :two_to)
 \set three random(100000000667, 100000000999)
-WITH asked (buyer, address) AS (
-       SELECT ('00000000-0000-7000-8000-' || :buyer)::uuid, ('00000000-0000-7000-8001-' || :buyer)::uuid),
+WITH asked (buyer, address, request) AS (
+       SELECT ('00000000-0000-7000-8000-' || :buyer)::uuid, ('00000000-0000-7000-8001-' || :buyer)::uuid,
+              gen_random_uuid()),
      lines (position, product_id, quantity) AS (
        VALUES (1, ('00000000-0000-7000-8002-' || :one)::uuid, 1), (2, ('00000000-0000-7000-8002-' || :two)::uuid, 1),
               (3, ('00000000-0000-7000-8002-' || :three)::uuid, 1)),
      shipped AS (
-       SELECT a.id, a.user_id, jsonb_build_object('street', a.street, 'city', a.city, 'state', a.state,
+       SELECT q.request, a.id, a.user_id, jsonb_build_object('street', a.street, 'city', a.city, 'state', a.state,
                 'postal_code', a.postal_code, 'country', a.country) AS address
          FROM asked q JOIN users u ON u.id = q.buyer AND u.delete_time IS NULL
-         JOIN addresses a ON a.id = q.address AND a.user_id = u.id AND a.delete_time IS NULL),
+         JOIN addresses a ON a.id = q.address AND a.user_id = u.id AND a.delete_time IS NULL
+         LEFT JOIN orders known ON known.created_by = q.buyer AND known.request_id = q.request
+        WHERE known.id IS NULL),
      locked AS MATERIALIZED (
        SELECT p.id, p.name, p.price, p.currency FROM products p
         WHERE p.id IN (('00000000-0000-7000-8002-' || :one)::uuid, ('00000000-0000-7000-8002-' || :two)::uuid,
@@ -26,7 +29,7 @@ WITH asked (buyer, address) AS (
      placed AS (
        INSERT INTO orders (id, customer_id, created_by, request_id, request_hash, status, currency, total_amount,
                            shipping_address_id, shipping_address, order_time, update_time)
-       SELECT uuidv7(), s.user_id, s.user_id, gen_random_uuid(), sha256('pgbench'), 'CONFIRMED', t.currency, t.total,
+       SELECT uuidv7(), s.user_id, s.user_id, s.request, sha256('pgbench'), 'CONFIRMED', t.currency, t.total,
               s.id, s.address, now(), now()
          FROM shipped s, (SELECT min(currency) AS currency, sum(price * quantity) AS total FROM taken
                           HAVING count(*) = 3) t
