@@ -11,6 +11,8 @@ type ProductRow = Omit<Product, "price"> & { readonly currency: string; readonly
 interface MovementRow {
   readonly id?: string;
   readonly productId: string;
+  /** The database makes it: see the migration. */
+  readonly orderlessProductId?: string | null;
   readonly delta: number;
   readonly kind: "INITIAL" | "SALE" | "RESTORE" | "ADJUSTMENT";
   readonly orderId: string | null;
@@ -89,6 +91,7 @@ export class CatalogStore {
       {
         id: { type: DataTypes.BIGINT, primaryKey: true, autoIncrement: true },
         productId: reference(),
+        orderlessProductId: { type: DataTypes.UUID },
         delta: count(),
         kind: text(),
         orderId: { type: DataTypes.UUID },

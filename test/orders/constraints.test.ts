@@ -178,17 +178,20 @@ describe("what the database refuses", () => {
   });
 
   describe("in the stock journal, whoever writes to it", () => {
-    const move = (values: string) =>
-      sql(
-        server.database,
-        `INSERT INTO stock_movements (product_id, delta, kind, order_id, create_time) VALUES (${values}, now())`,
-      ).catch(violatedConstraint);
+    /** The constraint that a statement violates. */
+    const violates = (statement: string, values: readonly unknown[]) =>
+      sql(server.database, statement, [...values]).catch(violatedConstraint);
+    const move = (productId: string, kind: string, orderId: string | null) =>
+      violates(
+        `INSERT INTO stock_movements (product_id, delta, kind, order_id, create_time) VALUES ($1, 1, $2, $3, now())`,
+        [productId, kind, orderId],
+      );
 
     it("an order's taking or giving back of a product that it does not have", async () => {
       const [bought, other] = await Promise.all([newProduct(admin), newProduct(admin)]);
       const { id } = await newOrder(buyer, [[bought, 1]]);
       for (const kind of ["SALE", "RESTORE"]) {
-        expect(await move(`'${other.id}', 1, '${kind}', '${id}'`)).to.equal("stock_movements_item_fkey");
+        expect(await move(other.id, kind, id)).to.equal("stock_movements_item_fkey");
       }
     });
 
@@ -197,26 +200,26 @@ describe("what the database refuses", () => {
       const { id } = await newOrder(buyer, [[product, 1]]);
       await buyer.orders.cancelOrder({ orderId: id });
       for (const kind of ["SALE", "RESTORE"]) {
-        expect(await move(`'${product.id}', 1, '${kind}', '${id}'`)).to.equal("stock_movements_once");
+        expect(await move(product.id, kind, id)).to.equal("stock_movements_once");
       }
     });
 
     it("a movement of a product that is not there, and the end of a product that has moved", async () => {
       const product = await newProduct(admin, { stock: 1 });
-      expect(await move(`'${randomUUID()}', 1, 'INITIAL', NULL`)).to.equal("stock_movements_product_fkey");
-      const end = sql(server.database, "DELETE FROM products WHERE id = $1", [product.id]).catch(violatedConstraint);
-      expect(await end).to.equal("stock_movements_product_fkey");
+      expect(await move(randomUUID(), "INITIAL", null)).to.equal("stock_movements_product_fkey");
+      expect(await violates("DELETE FROM products WHERE id = $1", [product.id])).to.equal(
+        "stock_movements_product_fkey",
+      );
     });
 
     it("a second item of one product in an order", async () => {
       const product = await newProduct(admin);
       const { id } = await newOrder(buyer, [[product, 1]]);
-      const again = sql(
-        server.database,
+      const again = violates(
         `INSERT INTO order_items (order_id, position, id, product_id, product_name, quantity, unit_price)
          VALUES ($1, 2, $2, $3, 'Widget', 1, 1)`,
         [id, randomUUID(), product.id],
-      ).catch(violatedConstraint);
+      );
       expect(await again).to.equal("order_items_pkey");
     });
   });

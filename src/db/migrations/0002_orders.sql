@@ -69,6 +69,10 @@ COMMENT ON TABLE order_items IS 'The lines of an order, a product at most once, 
 CREATE TABLE stock_movements (
   id           bigint GENERATED ALWAYS AS IDENTITY,
   product_id   uuid NOT NULL,
+  -- What an order took or gave back is an item of it, and so of a product that there is: one look-up for each instead of
+  -- two, and stricter. Other movements have no item to vouch for their product, and this column does it.
+  orderless_product_id uuid GENERATED ALWAYS AS (CASE WHEN order_id IS NULL THEN product_id END) STORED
+    CONSTRAINT stock_movements_product_fkey REFERENCES products,
   delta        integer NOT NULL,
   kind         text NOT NULL CHECK (kind IN ('INITIAL', 'SALE', 'RESTORE', 'ADJUSTMENT')),
   order_id     uuid,
@@ -78,11 +82,7 @@ CREATE TABLE stock_movements (
   request_hash bytea,
   create_time  timestamptz(3) NOT NULL,
   PRIMARY KEY (product_id, id),
-  -- What an order took or gave back is an item of it, and so of a product that there is: one look-up for each instead of
-  -- two, and stricter. Other movements have no item to vouch for their product.
-  CONSTRAINT stock_movements_item_fkey FOREIGN KEY (order_id, product_id) REFERENCES order_items (order_id, product_id),
-  orderless_product_id uuid GENERATED ALWAYS AS (CASE WHEN order_id IS NULL THEN product_id END) STORED
-    CONSTRAINT stock_movements_product_fkey REFERENCES products,
+  CONSTRAINT stock_movements_item_fkey FOREIGN KEY (order_id, product_id) REFERENCES order_items,
   CONSTRAINT stock_movements_order CHECK ((kind IN ('SALE', 'RESTORE')) = (order_id IS NOT NULL)),
   -- Who bought stands with the order, and is looked up there once instead of with each of its lines.
   CONSTRAINT stock_movements_actor CHECK (kind <> 'SALE' OR actor_id IS NULL),
