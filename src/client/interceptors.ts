@@ -32,14 +32,20 @@ function isTokenRefused(error: unknown): boolean {
 
 /**
  * Sends the source's token with every call that has no authorization header yet. A unary call whose token is refused
- * is repeated once, with the token that the source gives instead.
+ * is repeated once, with the token that the source gives instead. A stream that is refused ends, and the next call has
+ * another token: only its caller knows where to go on.
  */
 export function bearerToken(source: TokenSource): Interceptor {
   return (next) => async (request) => {
     if (request.header.has("authorization")) return next(request);
     const token = await within(request.signal, (async () => source.token())());
     if (token !== undefined && token !== "") request.header.set("authorization", `Bearer ${token}`);
-    if (request.stream || token === undefined) return next(request);
+    if (token === undefined) return next(request);
+    if (request.stream) {
+      const response = await next(request);
+      if (!response.stream) return response;
+      return { ...response, message: renewing(response.message, async () => source.renew(token)) };
+    }
     try {
       return await next(request);
     } catch (error) {
@@ -50,6 +56,17 @@ export function bearerToken(source: TokenSource): Interceptor {
       return next(request);
     }
   };
+}
+
+/** Passes a stream on, and sees to another token when this one is refused. */
+async function* renewing<T>(stream: AsyncIterable<T>, renew: () => Promise<unknown>): AsyncGenerator<T> {
+  try {
+    yield* stream;
+  } catch (error) {
+    // Where it fails, the next call that needs the token finds out why.
+    if (isTokenRefused(error)) renew().catch(() => {});
+    throw error;
+  }
 }
 
 /** Whether doing the call twice is the same as doing it once: it only reads, or its request_id makes it so. */

@@ -353,10 +353,17 @@ export class OrderStore {
     return toOrderSums(row);
   }
 
-  /** Where the feed of changes stands now: everything after it is still to come. */
+  /**
+   * Where the feed of changes stands now: everything after it is still to come. It takes a transaction's number itself,
+   * so that numbers up to there are on disk before anybody has the position: a server that crashes gives out again what
+   * it has not written down, and a change by such a number would be before the position.
+   */
   async feedPosition(): Promise<Position> {
     const [row] = await this.#db.query<{ xact: string }>(
-      { name: "order-feed-position", text: "SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xact" },
+      {
+        name: "order-feed-position",
+        text: "SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xact, pg_current_xact_id()",
+      },
       [],
     );
     return { xact: BigInt(row?.xact ?? 0), id: 0n };

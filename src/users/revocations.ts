@@ -44,6 +44,11 @@ export class Revocations {
   /** In the order in which they were read, so that the oldest are first. */
   readonly #entries = new Map<string, Entry>();
   #horizon = 0n;
+  /**
+   * Whether the next reading is of everything. A server that crashed gives the last numbers of transactions out again
+   * that it had not written down, so after its connections have ended a horizon may be ahead of news.
+   */
+  #afresh = true;
   /** By the monotonic clock: everything that was committed before then is known. */
   #freshAsOfMs = Number.NEGATIVE_INFINITY;
   /** Until then there are revocations for which there was no room. */
@@ -62,7 +67,10 @@ export class Revocations {
 
   /** Reads what is in force. @throws Error when the database cannot be read. */
   async start(): Promise<void> {
-    this.#unlisten = this.#parts.listener.listen(REVOCATION_CHANNEL, () => void this.catchUp());
+    this.#unlisten = this.#parts.listener.listen(REVOCATION_CHANNEL, (payload) => {
+      if (payload === undefined) this.#afresh = true;
+      void this.catchUp();
+    });
     await this.#read();
     this.#poll = setInterval(() => void this.catchUp(), POLL_INTERVAL_MS).unref();
   }
@@ -128,9 +136,17 @@ export class Revocations {
 
   async #readNow(): Promise<void> {
     const startedAtMs = performance.now();
-    let read = this.#horizon === 0n ? await this.#byPool(0n) : await this.#readNews();
-    // Numbers that go back are another server's, which took the place of the one that we knew.
-    if (read.horizon < this.#horizon) read = await this.#byPool(0n);
+    const afresh = this.#afresh;
+    this.#afresh = false;
+    let read: RevocationsRead;
+    try {
+      read = afresh ? await this.#byPool(0n) : await this.#readNews();
+      // Numbers that go back are another server's, which took the place of the one that we knew.
+      if (read.horizon < this.#horizon) read = await this.#byPool(0n);
+    } catch (error) {
+      this.#afresh = true;
+      throw error;
+    }
     for (const revocation of read.revocations) this.#note(revocation);
     if (read.revocations.length > this.#maxEntries) this.#askForAll();
     this.#horizon = read.horizon;

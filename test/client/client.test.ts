@@ -174,6 +174,20 @@ describe("the client", () => {
       expect(server).to.include({ logins: 1, calls: 0 });
     });
 
+    it("sends another token with the next call after a stream was refused", async () => {
+      const { catalog, orders } = open({ login });
+      const watch = async () => {
+        const events = [];
+        for await (const event of orders.watchOrders({})) events.push(event);
+        return events;
+      };
+      await catalog.getProduct({ productId: "p" });
+      server.revokeTokens();
+      expect(reasonOf(await failureOf(watch()))).to.equal("TOKEN_INVALID");
+      expect(await watch()).to.have.length(2);
+      expect(server).to.include({ logins: 1, refreshes: 1 });
+    });
+
     it("tries to log in again after the server was away", async () => {
       server.onLogin = () => {
         if (server.logins === 1) throw refusal(Code.Unavailable, "DATABASE_UNAVAILABLE");

@@ -110,6 +110,12 @@ export class StubServer {
     }
   }
 
+  async *#watch(context: HandlerContext): AsyncGenerator<object> {
+    await this.#answer(context);
+    yield {};
+    yield {};
+  }
+
   #routes(router: ConnectRouter): void {
     router.service(AuthService, {
       login: async () => {
@@ -138,10 +144,7 @@ export class StubServer {
         await this.#answer(context);
         return { order: { id: "order", notes: request.requestId } };
       },
-      watchOrders: async function* (this: undefined) {
-        yield {};
-        yield {};
-      },
+      watchOrders: (_request, context) => this.#watch(context),
     });
   }
 }

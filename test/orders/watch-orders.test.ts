@@ -1,9 +1,22 @@
 import { expect } from "chai";
 import { Transaction } from "sequelize";
+import sinon from "sinon";
 import { type Order, OrderStatus } from "../../gen/tradepost/order/v1/order_pb.js";
 import type { WatchOrdersResponse } from "../../gen/tradepost/order/v1/order_service_pb.js";
+import { Role } from "../../gen/tradepost/user/v1/user_pb.js";
+import { DomainError } from "../../src/errors.ts";
+import { whileGood } from "../../src/server/interceptors/auth.ts";
 import { sql } from "../support/database.ts";
-import { newAdmin, newCustomer, newOrder, newProduct, type Person, paymentOf, present } from "../support/factories.ts";
+import {
+  newAdmin,
+  newCustomer,
+  newOrder,
+  newProduct,
+  PASSWORD,
+  type Person,
+  paymentOf,
+  present,
+} from "../support/factories.ts";
 import { refusalOf } from "../support/refusals.ts";
 import { useServer } from "../support/server.ts";
 
@@ -149,6 +162,15 @@ describe("WatchOrders", () => {
     expect(new Set(seen).size).to.equal(200);
   });
 
+  it("begins at a transaction whose number is used up, so that no change after a crash has an earlier one", async () => {
+    const { xact } = await server.deps.orders.feedPosition();
+    const [row] = await sql<{ next: string }>(
+      server.database,
+      "SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS next",
+    );
+    expect(BigInt(present(row).next) > xact).to.equal(true);
+  });
+
   it("refuses a cursor that is not its own", async () => {
     expect(await refusalOf(watch(ada, { cursor: "AAAA" }).next())).to.include({
       code: "InvalidArgument",
@@ -175,6 +197,76 @@ describe("WatchOrders", () => {
     const error = await rest().catch((reason) => reason);
     expect(error).to.include({ kind: "exhausted", reason: "STREAM_TOO_SLOW" });
     leave.abort();
+  });
+});
+
+describe("WatchOrders of a caller whose token is no longer good", () => {
+  const server = useServer();
+  let admin: Person;
+  before(async () => {
+    admin = await newAdmin(server);
+  });
+
+  /** A reader that is surely there, and waits. */
+  const waiting = async (person: Person) => {
+    const reader = new Reader(person);
+    const first = reader.next();
+    for (let seen = false; !seen; ) {
+      await newOrder(person, [[await newProduct(admin), 1]]);
+      seen = await Promise.race([first.then(() => true), new Promise<false>((no) => setTimeout(no, 100, false))]);
+    }
+    return reader;
+  };
+
+  it("ends within a second of a logout, although nothing happens", async () => {
+    const ada = await newCustomer(server);
+    const reader = await waiting(ada);
+    const ended = refusalOf(reader.next());
+    await ada.auth.logout({});
+    const loggedOutAt = performance.now();
+    expect(await ended).to.include({ code: "Unauthenticated", reason: "TOKEN_INVALID" });
+    expect(performance.now() - loggedOutAt).to.be.below(1_000);
+  });
+
+  it("shows no change after the account's role was taken", async () => {
+    const former = await newAdmin(server);
+    const reader = await waiting(former);
+    const user = { id: former.id, role: Role.USER };
+    await admin.users.updateUser({ user, updateMask: { paths: ["role"] } });
+    const seen = refusalOf(
+      (async () => {
+        for (;;) expect((await reader.next()).customerId).to.equal(former.id);
+      })(),
+    );
+    await newOrder(await newCustomer(server), [[await newProduct(admin), 1]]);
+    expect(await seen).to.include({ reason: "TOKEN_INVALID" });
+  });
+
+  it("ends when the token expires, and its cursor resumes with another token without a gap", async () => {
+    const ada = await newCustomer(server);
+    const reader = await waiting(ada);
+    const ended = refusalOf(reader.next());
+    server.clock.advance(15 * 60_000);
+    expect(await ended).to.include({ reason: "TOKEN_INVALID" });
+    const { accessToken } = await server.as().auth.login({ email: ada.email, password: PASSWORD });
+    const again = { ...ada, ...server.as(accessToken) };
+    const { id } = await newOrder(again, [[await newProduct(await newAdmin(server)), 1]]);
+    const resumed = new Reader(again, { cursor: reader.cursor });
+    while ((await resumed.next()).id !== id);
+    resumed.leave();
+  });
+
+  it("is told nothing while it cannot be known, and then everything", async () => {
+    async function* orders() {
+      yield* ["first", "second"];
+    }
+    const unknown = new DomainError("unavailable", "DATABASE_UNAVAILABLE", "away");
+    const verify = sinon.stub().resolves();
+    verify.onCall(1).rejects(unknown).onCall(2).rejects(unknown);
+    const told: string[] = [];
+    for await (const order of whileGood(orders(), verify, new AbortController().signal)) told.push(order);
+    expect(told).to.deep.equal(["first", "second"]);
+    expect(verify.callCount).to.be.at.least(5);
   });
 });
 

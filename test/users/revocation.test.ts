@@ -213,6 +213,21 @@ describe("an access token that was revoked on one replica", () => {
     expect(await refusedAfterMs(there, person.token)).to.be.below(PROMISE_MS);
   });
 
+  it("is refused although a database that crashed has given the number of an older transaction to its revocation", async () => {
+    const person = await newCustomer(here);
+    const { sessionId } = await there.deps.tokens.verify(person.token);
+    await there.deps.revocations.catchUp();
+    // The next readings of the same connection do not look there.
+    await sql(
+      database,
+      `INSERT INTO session_revocations (session_id, create_time, transaction_id)
+       VALUES ($1, now(), (pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1)::text::xid8)`,
+      [sessionId],
+    );
+    await killListeners(database);
+    expect(await refusedAfterMs(there, person.token)).to.be.below(PROMISE_MS);
+  });
+
   it("is refused within a second where no listener can connect, by looking", async () => {
     const person = await newCustomer(here);
     const { sessionId } = await here.deps.tokens.verify(person.token);

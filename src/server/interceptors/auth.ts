@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Interceptor } from "@connectrpc/connect";
 import { type Call, type Caller, callOf } from "../../call.ts";
 import { DomainError } from "../../errors.ts";
@@ -5,9 +6,12 @@ import type { SecurityLog } from "../../telemetry/security-log.ts";
 import type { Tokens } from "../../users/tokens.ts";
 import { accessOf, mayCall } from "../access.ts";
 
+/** How often a stream's token is looked at, so that its receiver is gone within a second of what ends the token. */
+const STREAM_CHECK_MS = 500;
+
 /**
  * Lets through who the access table lets through. Where no token is needed one that is sent is checked all the same:
- * its sender must not be taken for nobody.
+ * its sender must not be taken for nobody. A stream ends when its token does.
  */
 export function auth(tokens: Tokens, securityLog: SecurityLog): Interceptor {
   return (next) => async (req) => {
@@ -31,8 +35,66 @@ export function auth(tokens: Tokens, securityLog: SecurityLog): Interceptor {
       securityLog.note("access_denied", { ...who, method, target: method });
       throw forbidden("ADMIN_REQUIRED", "Only an admin may do this");
     }
-    return next(req);
+    const res = await next(req);
+    if (!res.stream || token === undefined) return res;
+    return { ...res, message: whileGood(res.message, () => tokens.verify(token), req.signal) };
   };
+}
+
+/**
+ * Passes a stream on for as long as its receiver's token is good, and ends it with what the token is refused with. While
+ * that cannot be known nothing is passed on, and nothing is lost.
+ * @param verify rejects with a DomainError: "unavailable" where it cannot be known
+ */
+export async function* whileGood<T>(
+  stream: AsyncIterable<T>,
+  verify: () => Promise<unknown>,
+  signal: AbortSignal,
+): AsyncGenerator<T> {
+  const messages = stream[Symbol.asyncIterator]();
+  let next = messages.next();
+  try {
+    for (;;) {
+      const arrived = await settles(next, STREAM_CHECK_MS);
+      const good = await isGood(verify);
+      if (arrived && good) {
+        const { value, done } = await next;
+        if (done === true) return;
+        yield value;
+        next = messages.next();
+      } else if (signal.aborted) {
+        return;
+      } else if (!good) {
+        await sleep(STREAM_CHECK_MS);
+      }
+    }
+  } finally {
+    // Not awaited: who still waits for a message returns after that, and the end of the call ends the waiting.
+    messages.return?.().catch(() => {});
+  }
+}
+
+/** Whether `work` ends within that time, well or not. */
+function settles(work: Promise<unknown>, withinMs: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(() => resolve(false), withinMs);
+    const settled = () => {
+      clearTimeout(timer);
+      resolve(true);
+    };
+    work.then(settled, settled);
+  });
+}
+
+/** @throws DomainError when the token is refused */
+async function isGood(verify: () => Promise<unknown>): Promise<boolean> {
+  try {
+    await verify();
+    return true;
+  } catch (error) {
+    if (error instanceof DomainError && error.kind === "unavailable") return false;
+    throw error;
+  }
 }
 
 async function verify(

@@ -777,8 +777,8 @@ export declare const OrderService: GenService<{
   },
   /**
    * Streams changes of orders as they happen: of one's own, or of all for admins. It ends with UNAVAILABLE when the
-   * server stops and RESOURCE_EXHAUSTED STREAM_TOO_SLOW when the reader does not keep up; the last `cursor` resumes
-   * without a gap.
+   * server stops, RESOURCE_EXHAUSTED STREAM_TOO_SLOW when the reader does not keep up, and UNAUTHENTICATED TOKEN_INVALID
+   * within a second of when the access token expires or is revoked; the last `cursor` resumes without a gap.
    * Errors: INVALID_ARGUMENT CURSOR_INVALID.
    *
    * @generated from rpc tradepost.order.v1.OrderService.WatchOrders
