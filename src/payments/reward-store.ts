@@ -118,8 +118,7 @@ export class RewardStore {
       {
         name: "add-reward-entry",
         text: `INSERT INTO reward_entries (id, customer_id, payment_id, refund_id, points, create_time)
-               SELECT $1, customer_id, id, $3, $4, $5 FROM payments WHERE id = $2
-               ON CONFLICT DO NOTHING`,
+               SELECT $1, customer_id, id, $3, $4, $5 FROM payments WHERE id = $2`,
       },
       [newId(), paymentId, refundId, String(points), now],
       transaction,

@@ -17,7 +17,7 @@ import { createSandboxGateway } from "../../src/payments/gateways/sandbox.ts";
 import { startSandbox } from "../../src/payments/gateways/sandbox-server.ts";
 import { createStripeGateway } from "../../src/payments/gateways/stripe.ts";
 import { reverseCharges } from "../../src/payments/reverse-charges.ts";
-import { sql } from "../support/database.ts";
+import { sql, tamperWithLedger } from "../support/database.ts";
 import {
   card,
   money,
@@ -180,10 +180,10 @@ describe("what the check finds of payments", () => {
     it("a movement that was altered afterwards, and what the ledger as a whole lacks by it", async () => {
       const payment = await pay(customer);
       const alter = (amount: number) =>
-        query(
-          server,
+        tamperWithLedger(
+          server.database,
           "UPDATE ledger_entries SET amount = $2 WHERE payment_id = $1 AND account = 'REVENUE'",
-          ...[payment.id, amount],
+          [payment.id, amount],
         );
       await alter(29);
       const found = await faultsOf(server);
@@ -199,7 +199,7 @@ describe("what the check finds of payments", () => {
     it("a charge that it lacks, and a refund that it lacks", async () => {
       const { payment, made } = await aRefundedPayment();
       const [attempt] = await attemptsOf(server, payment);
-      await query(server, "DELETE FROM ledger_entries WHERE payment_id = $1", payment.id);
+      await tamperWithLedger(server.database, "DELETE FROM ledger_entries WHERE payment_id = $1", [payment.id]);
       expect(await breachesOf(payment)).to.deep.equal({
         [CHARGES]: `the ledger lacks the CHARGE ${attempt} of 150.000 USD ${entries("DEBIT", "REVENUE CREDIT")}`,
         [RETURNS]: `the ledger lacks the REFUND ${made.id} of 30.000 USD ${entries("CREDIT", "REFUNDS DEBIT")}`,
@@ -443,7 +443,9 @@ describe("what the check finds beside the gateways", () => {
     const [attempt] = await attemptsOf(server, payment);
     await query(server, "UPDATE payments SET amount = 31 WHERE id = $1", payment.id);
     await query(server, "UPDATE payment_attempts SET captured_amount = 31 WHERE id = $1", attempt);
-    await query(server, "UPDATE ledger_entries SET amount = 31 WHERE payment_id = $1", payment.id);
+    await tamperWithLedger(server.database, "UPDATE ledger_entries SET amount = 31 WHERE payment_id = $1", [
+      payment.id,
+    ]);
     expect((await faultsOf(server, `payment ${payment.id}`)).breaches).to.deep.equal({});
     expect(await differencesOf(payment)).to.deep.equal([
       `charge ${attempt} at sandbox-primary: captured, 31.00 USD / captured, 30.00 USD`,

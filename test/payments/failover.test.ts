@@ -4,7 +4,7 @@ import { PaymentStatus } from "../../gen/tradepost/payment/v1/payment_pb.js";
 import type { Unknown } from "../../src/payments/gateways/gateway.ts";
 import { reconcilePayments } from "../../src/payments/reconcile-payments.ts";
 import { reverseCharges } from "../../src/payments/reverse-charges.ts";
-import { sql } from "../support/database.ts";
+import { sql, tamperWithLedger } from "../support/database.ts";
 import { newAdmin, newCustomer, newOrder, newProduct, type Person, paymentOf, present } from "../support/factories.ts";
 import { fakeGateway } from "../support/fakes.ts";
 import { useServer } from "../support/server.ts";
@@ -184,7 +184,7 @@ describe("failover", () => {
       "UPDATE payment_attempts SET state = 'CREATED', captured_amount = NULL WHERE payment_id = $1",
       [payment.id],
     );
-    await sql(server.database, "DELETE FROM ledger_entries WHERE payment_id = $1", [payment.id]);
+    await tamperWithLedger(server.database, "DELETE FROM ledger_entries WHERE payment_id = $1", [payment.id]);
     await sql(server.database, "UPDATE orders SET payment_state = 'PENDING' WHERE id = $1", [order.id]);
     await sql(server.database, rewind, [payment.id, "LOW"]);
     primary.charge.resetHistory();
@@ -225,5 +225,12 @@ describe("failover", () => {
       `INSERT INTO ledger_entries SELECT gen_random_uuid(), 'REFUND', 'CUSTOMER', 'DEBIT', id, currency, 1, now() FROM payments LIMIT 1`,
     );
     expect(String(await unbalanced.catch((error: Error) => error))).to.include("does not balance");
+  });
+
+  it("adds to the ledger, and never lets an entry be changed or deleted", async () => {
+    for (const change of ["UPDATE ledger_entries SET amount = amount * 2", "DELETE FROM ledger_entries"]) {
+      const error = await sql(server.database, change).catch((caught: Error) => caught);
+      expect(String(error)).to.include("entries of the ledger are never changed or deleted");
+    }
   });
 });

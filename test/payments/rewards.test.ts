@@ -159,6 +159,25 @@ describe("GetRewards", () => {
     expect(entries.map((entry) => entry.points)).to.deep.equal([100n, -100n, 200n]);
   });
 
+  it("follows two refunds that the bank sent back, in whatever order their jobs come", async () => {
+    const customer = await newCustomer(server);
+    const { id } = await pay(customer, "200.00");
+    await server.runJobs();
+    const sendBack = (refundId: string) =>
+      sql(server.database, "UPDATE refunds SET status = 'FAILED' WHERE id = $1", [refundId]);
+    const large = await refund(id, "100.00");
+    await run("take-back-rewards", { refundId: large });
+    await sendBack(large);
+    // Its first job finds that the large one is no more, and gives again in its own name.
+    const small = await refund(id, "50.00");
+    await run("take-back-rewards", { refundId: small });
+    await run("take-back-rewards", { refundId: large });
+    expect((await customer.payments.getRewards({})).points).to.equal(150n);
+    await sendBack(small);
+    await run("take-back-rewards", { refundId: small });
+    expect((await customer.payments.getRewards({})).points).to.equal(200n);
+  });
+
   it("is right when a refund's job comes before the payment's", async () => {
     const customer = await newCustomer(server);
     const { id } = await pay(customer, "200.00");

@@ -56,6 +56,15 @@ export async function sql<Row extends object>(
   return db.withConnection(async (connection) => (await connection.query<Row>(text, values)).rows);
 }
 
+/** Runs SQL that changes the ledger, which the database itself does not let anybody do. */
+export async function tamperWithLedger({ db }: TestDatabase, text: string, values: unknown[]): Promise<void> {
+  await db.withConnection(async (connection) => {
+    await connection.query("BEGIN; ALTER TABLE ledger_entries DISABLE TRIGGER USER");
+    await connection.query(text, values);
+    await connection.query("ALTER TABLE ledger_entries ENABLE TRIGGER USER; COMMIT");
+  });
+}
+
 function required(name: string): string {
   const value = process.env[name];
   if (value === undefined) throw new Error(`${name} is not set: test/support/global.ts sets it, see .mocharc.json`);

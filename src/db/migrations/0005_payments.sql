@@ -163,6 +163,15 @@ END $$;
 CREATE TRIGGER ledger_balances AFTER INSERT ON ledger_entries
   REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION ledger_balances();
 
+-- What is wrong is put right by another movement, so that both can be read.
+CREATE FUNCTION ledger_is_added_to() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION 'entries of the ledger are never changed or deleted'
+    USING ERRCODE = 'restrict_violation', CONSTRAINT = 'ledger_is_added_to';
+END $$;
+CREATE TRIGGER ledger_is_added_to BEFORE UPDATE OR DELETE ON ledger_entries
+  FOR EACH STATEMENT EXECUTE FUNCTION ledger_is_added_to();
+
 CREATE TABLE reward_entries (
   id          uuid PRIMARY KEY,
   customer_id uuid NOT NULL REFERENCES users,
@@ -172,8 +181,9 @@ CREATE TABLE reward_entries (
   create_time timestamptz(3) NOT NULL,
   CONSTRAINT reward_entries_sign CHECK (refund_id IS NOT NULL OR points > 0)
 );
-COMMENT ON TABLE reward_entries IS 'Points that a payment earned, that a refund took back, and that a refund which banks sent back returned: each once, however often its job runs.';
-CREATE UNIQUE INDEX reward_entries_once ON reward_entries (payment_id, refund_id, (points > 0)) NULLS NOT DISTINCT;
+COMMENT ON TABLE reward_entries IS 'Points that a payment earned, that a refund took back, and that a refund which banks sent back returned. Decided under the lock on the payment by what is booked already, so that a job that runs again books nothing.';
+CREATE UNIQUE INDEX reward_entries_earned ON reward_entries (payment_id) WHERE refund_id IS NULL;
+CREATE INDEX reward_entries_payment ON reward_entries (payment_id);
 CREATE INDEX reward_entries_customer ON reward_entries (customer_id, id DESC) INCLUDE (points);
 
 CREATE TABLE customer_payment_history (
