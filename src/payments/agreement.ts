@@ -62,9 +62,9 @@ const ITS_WORD: Readonly<Record<Held["outcome"], string>> = {
 export function compareCharge(charge: BookedCharge, answer: LookupAnswer, now: Date): Comparison {
   if (answer.kind === "unknown") return { kind: "unanswered", why: answer.detail };
   const held = answer.kind === "found" ? answer.charge : NOTHING;
-  const { state, captured, cancelled, paymentStatus, createTime, updateTime } = charge;
+  const { state, captured, cancelled, createTime, updateTime } = charge;
   if (!AGREEING[cancelled ? "REVERSED" : state].includes(held.outcome)) {
-    const isOpen = (state === "CREATED" || state === "UNKNOWN") && paymentStatus === "PENDING";
+    const isOpen = state === "CREATED" || state === "UNKNOWN";
     const openSince = isOpen ? createTime : state === "REVERSING" ? updateTime : undefined;
     return differing(openSince, now, ourWord(charge), itsWord(held));
   }

@@ -77,6 +77,28 @@ export async function carryOut(
   }
 }
 
+/**
+ * Asks after the charges that a payment has ended without: one gateway said after all that it had taken the money while
+ * what became of another's charge was not known. Nothing is charged, and what such a charge has taken goes back.
+ * @returns whether the end of each is known.
+ */
+export async function askAfterOthers(
+  deps: CarryOutDeps,
+  { payment, attempts }: Undertaking,
+  deadline: number,
+): Promise<boolean> {
+  let known = true;
+  for (const attempt of attempts) {
+    if (attempt.state !== "CREATED" && attempt.state !== "UNKNOWN") continue;
+    const ending = await endingOf(deps, payment, attempt, false, deadline);
+    if (ending.kind === "executed") await settleExecuted(deps, payment, attempt, ending.result);
+    else if (ending.kind === "proof")
+      await deps.payments.settle(nothing(attempt, ending.state, ending.reason, undefined), deps.clock.now());
+    else known = false;
+  }
+  return known;
+}
+
 /** Keeps the verdict. A payment of high risk ends by it, and so does one without any, before a gateway is asked. */
 async function screen(
   deps: CarryOutDeps,

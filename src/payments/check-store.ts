@@ -100,13 +100,13 @@ const amountInvariants: readonly Invariant[] = [
        WHERE status = 'PENDING' AND NOT EXISTS (SELECT FROM payment_attempts WHERE payment_id = p.id)`,
   },
   {
-    rule: "No payment that is over has a charge whose end is not known",
+    rule: "Every charge whose end is not known is looked after",
     table: "payments",
     text: `
       SELECT 'payment ' || p.id AS subject,
              format('it is %s, and its charge %s by %s is %s', p.status, a.id, a.gateway, a.state) AS fault
         FROM payments p JOIN payment_attempts a ON a.payment_id = p.id
-       WHERE p.status <> 'PENDING' AND a.state IN ('CREATED', 'UNKNOWN')`,
+       WHERE p.check_time IS NULL AND a.state IN ('CREATED', 'UNKNOWN')`,
   },
   {
     rule: "Every completed payment has one charge that keeps its whole amount, and no other payment has any",
@@ -264,12 +264,12 @@ const consequenceInvariants: readonly Invariant[] = [
 /** What is no breach, and what a person should know of. */
 const remarks: readonly Invariant[] = [
   {
-    rule: "Payments whose outcome has been unknown for more than a day",
+    rule: "Payments of which a charge has been unknown for more than a day",
     table: "payments",
     text: `
       SELECT 'payment ' || id AS subject,
-             format('%s %s, PENDING since %s, looked after %s times', amount, currency, create_time, checks) AS fault
-        FROM payments WHERE status = 'PENDING' AND create_time < now() - interval '24 hours'`,
+             format('%s %s of %s, %s, looked after %s times', amount, currency, create_time, status, checks) AS fault
+        FROM payments WHERE check_time IS NOT NULL AND create_time < now() - interval '24 hours'`,
   },
   {
     rule: "Refunds that have not been finished for more than a day",

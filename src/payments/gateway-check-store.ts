@@ -1,7 +1,7 @@
 import type { Database } from "../db/database.ts";
 import { fromDecimal, type Money } from "../money.ts";
 import type { GatewayName } from "./gateways/gateway.ts";
-import type { AttemptState, PaymentStatus } from "./payment.ts";
+import type { AttemptState } from "./payment.ts";
 import type { RefundStatus } from "./refund.ts";
 
 /** A charge as our books have it. */
@@ -9,7 +9,6 @@ export interface BookedCharge {
   /** Our reference of it. */
   readonly id: string;
   readonly paymentId: string;
-  readonly paymentStatus: PaymentStatus;
   readonly gateway: GatewayName;
   /** The gateway's own id of it. Empty: not known. */
   readonly gatewayReference: string;
@@ -55,7 +54,6 @@ export interface BookedRange {
 interface ChargeRow {
   readonly id: string;
   readonly payment_id: string;
-  readonly payment_status: PaymentStatus;
   readonly gateway: GatewayName;
   readonly gateway_reference: string;
   readonly state: AttemptState;
@@ -86,7 +84,7 @@ interface RefundRow {
 /** Every id is after it. */
 const FIRST_ID = "00000000-0000-0000-0000-000000000000";
 
-const CHARGE = `SELECT a.id, a.payment_id, p.status AS payment_status, a.gateway, a.gateway_reference, a.state, p.currency,
+const CHARGE = `SELECT a.id, a.payment_id, a.gateway, a.gateway_reference, a.state, p.currency,
        a.captured_amount, a.transaction_id, a.create_time, a.update_time,
        EXISTS (SELECT FROM refunds r WHERE r.id = a.id AND r.by_gateway AND r.status = 'COMPLETED') AS cancelled,
        (SELECT coalesce(sum(r.amount), 0) FROM refunds r WHERE r.payment_id = p.id AND r.status = 'COMPLETED') AS refunded,
@@ -168,7 +166,6 @@ function toCharge(row: ChargeRow): BookedCharge {
   return {
     id: row.id,
     paymentId: row.payment_id,
-    paymentStatus: row.payment_status,
     gateway: row.gateway,
     gatewayReference: row.gateway_reference,
     state: row.state,

@@ -142,12 +142,12 @@ class GatewayCheck {
     }
   }
 
-  /** A service at work changes its books while gateways are asked: only a row that has stayed the same disagrees. */
+  /** A service at work changes its books while gateways are asked: only a row that has stayed the same differs. */
   async #pursue<Row>({ movement, row: first, ask, again }: Question<Row>): Promise<void> {
     let row = first;
     for (let round = 1; ; round++) {
       const comparison = await ask(row, this.#deps.now());
-      if (comparison.kind !== "disagrees") return this.#note(movement, row, comparison);
+      if (!isDifference(comparison)) return this.#note(movement, row, comparison);
       const now = await again();
       if (now === undefined || isDeepStrictEqual(now, row)) return this.#note(movement, row, comparison);
       if (round === MAX_ROUNDS) return this.#note(movement, row, { ...comparison, kind: "under_way" });
@@ -161,7 +161,7 @@ class GatewayCheck {
     comparison: Comparison,
   ): void {
     this.#gateway(gateway).note(comparison);
-    if (comparison.kind !== "disagrees" && comparison.kind !== "under_way") return;
+    if (!isDifference(comparison)) return;
     const { books, gateway: gatewaySays } = comparison;
     this.#options.tell({ paymentId, movement, gateway, underWay: comparison.kind === "under_way", books, gatewaySays });
   }
@@ -239,6 +239,10 @@ class AskedGateway {
       tally.why ||= comparison.why;
     }
   }
+}
+
+function isDifference(comparison: Comparison): comparison is Extract<Comparison, { readonly books: string }> {
+  return comparison.kind === "disagrees" || comparison.kind === "under_way";
 }
 
 function isUnknown(answer: { readonly kind: string }): answer is Unknown {

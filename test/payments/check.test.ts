@@ -234,7 +234,7 @@ describe("what the check finds of payments", () => {
 
   describe("in payments, their charges and refunds", () => {
     const KEPT = "Every completed payment has one charge that keeps its whole amount, and no other payment has any";
-    const OVER = "No payment that is over has a charge whose end is not known";
+    const OVER = "Every charge whose end is not known is looked after";
     const SUMS = "What every payment counts as refunded, and as being refunded, is the sum of its refunds";
     const REFUNDS = "Only completed payments are refunded, in their currency and never more than they took";
 

@@ -1,6 +1,7 @@
 import { expect } from "chai";
 import { OrderPaymentState, OrderStatus } from "../../gen/tradepost/order/v1/order_pb.js";
 import { PaymentStatus } from "../../gen/tradepost/payment/v1/payment_pb.js";
+import { settleExecuted } from "../../src/payments/carry-out.ts";
 import type { Unknown } from "../../src/payments/gateways/gateway.ts";
 import { reconcilePayments } from "../../src/payments/reconcile-payments.ts";
 import { reverseCharges } from "../../src/payments/reverse-charges.ts";
@@ -140,6 +141,70 @@ describe("failover", () => {
     expect(payment).to.include({
       status: PaymentStatus.FAILED,
       failureReason: "Payment processing failed on all gateways",
+    });
+  });
+
+  describe("when the primary says after all that it has charged what it had voided", () => {
+    /** A payment whose backup's outcome is unknown, and that is then completed by its first attempt. */
+    const completedLate = async () => {
+      primary.charge.resolves(TIMEOUT);
+      primary.lookup.resolves({ kind: "not_found" });
+      primary.void.resolves({ kind: "voided" });
+      for (const method of [backup.charge, backup.lookup, backup.void]) method.resolves(TIMEOUT);
+      const { id } = present((await customer.payments.processPayment(paymentOf(await anOrder()))).payment);
+      const { payment, attempts } = present(await server.deps.payments.findUndertaking(id));
+      const settled = await settleExecuted(server.deps, payment, present(attempts[0]), captured);
+      expect(settled).to.include({ status: "COMPLETED", gateway: "sandbox-primary" });
+      return { payment: settled, attempt: present(attempts[1]) };
+    };
+    const sweep = async (aheadMs: number) => {
+      server.clock.advance(aheadMs);
+      await reconcilePayments(server.deps);
+      await reverseCharges(server.deps);
+      server.clock.advance(-aheadMs);
+    };
+    const checkTimeOf = async (id: string) => {
+      const [row] = await sql<{ check_time: Date | null }>(
+        server.database,
+        "SELECT check_time FROM payments WHERE id = $1",
+        [id],
+      );
+      return present(row).check_time;
+    };
+
+    it("gives back what the backup turns out to have charged too", async () => {
+      const { payment, attempt } = await completedLate();
+      backup.lookup.resolves({ kind: "found", charge: { ...captured, refunded: nothing, disputed: nothing } });
+      const refunded = {
+        outcome: "completed",
+        transactionId: "r",
+        refunded: captured.captured,
+        responseCode: "",
+      } as const;
+      backup.refund.resolves({ kind: "executed", result: refunded });
+      await sweep(6_000);
+      expect(await attemptsOf(payment.id)).to.deep.equal([
+        { gateway: "sandbox-primary", state: "CAPTURED" },
+        { gateway: "sandbox-backup", state: "REVERSED" },
+      ]);
+      expect(backup.refund.firstCall.args[0]).to.include({ reference: attempt.id });
+      expect([backup.charge.callCount, primary.refund.callCount]).to.deep.equal([1, 0]);
+      expect(await checkTimeOf(payment.id)).to.equal(null);
+    });
+
+    it("asks a backup that is silent again and again, until it proves that it never will charge", async () => {
+      const { payment } = await completedLate();
+      for (const aheadMs of [6_000, 60_000]) await sweep(aheadMs);
+      expect((await attemptsOf(payment.id))[1]?.state).to.equal("UNKNOWN");
+      expect(await checkTimeOf(payment.id)).not.to.equal(null);
+      backup.lookup.resolves({ kind: "not_found" });
+      backup.void.resolves({ kind: "voided" });
+      await sweep(600_000);
+      expect((await attemptsOf(payment.id))[1]?.state).to.equal("VOIDED");
+      expect(await checkTimeOf(payment.id)).to.equal(null);
+      const { payment: now } = await customer.payments.getPayment({ paymentId: payment.id });
+      expect(now).to.include({ status: PaymentStatus.COMPLETED, gateway: "sandbox-primary" });
+      expect(backup.charge.callCount).to.equal(1);
     });
   });
 

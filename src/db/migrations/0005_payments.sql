@@ -29,14 +29,14 @@ CREATE TABLE payments (
   checks                 integer NOT NULL DEFAULT 0,
   CONSTRAINT payments_request_key UNIQUE (created_by, request_id),
   CONSTRAINT payments_processed CHECK ((status = 'PENDING') = (process_time IS NULL)),
-  CONSTRAINT payments_checked CHECK ((status = 'PENDING') = (check_time IS NOT NULL)),
+  CONSTRAINT payments_checked CHECK (status <> 'PENDING' OR check_time IS NOT NULL),
   CONSTRAINT payments_refunds_within CHECK (refunded_amount + refunding_amount <= amount)
 );
 COMMENT ON TABLE payments IS 'One row a payment. It leaves PENDING once, on a gateway''s word or on proof that no gateway executed it, and never comes back.';
 COMMENT ON COLUMN payments.risk_level IS 'The fraud verdict; null: not screened yet, so it may not be charged. UNCHECKED: no verdict could be had, and it was not charged for that.';
 COMMENT ON COLUMN payments.refunding_amount IS 'The sum of its refunds that are under way.';
 COMMENT ON COLUMN payments.lease_expire_time IS 'Until then one process is carrying the payment out and no other may.';
-COMMENT ON COLUMN payments.check_time IS 'When the sweep looks after it, while it is PENDING.';
+COMMENT ON COLUMN payments.check_time IS 'When the sweep looks after it: while it is PENDING, and afterwards for as long as the end of one of its charges is not known.';
 COMMENT ON COLUMN payments.checks IS 'How often the sweep has looked after it: each pause is longer than the one before.';
 -- An order is paid at most once: its second live or completed payment is refused by the database.
 CREATE UNIQUE INDEX payments_one_per_order ON payments (order_id) WHERE status IN ('PENDING', 'COMPLETED');

@@ -5,7 +5,8 @@
 -- waits for it; FAILED or FRAUD_DETECTED as asked. A payment that is over stays as it is. Money that was captured beyond
 -- that (by an abandoned attempt, for an order that was given up, or of another amount) is not kept: the attempt becomes
 -- REVERSING, and what takes money back finds it there. Also where an attempt had ended without money, a capture that its
--- gateway tells of is believed. Every movement is written to the ledger here, once.
+-- gateway tells of is believed. Every movement is written to the ledger here, once. Where the end of another attempt is not
+-- known when a payment ends, the sweep goes on looking after it.
 --
 -- Arguments: one element an attempt. verdicts: COMPLETED, FAILED, FRAUD_DETECTED: how a PENDING payment ends; null: it
 -- does not end by this. attempt_states: what the attempt becomes; AUTHORISED is CAPTURED, but for an attempt that was VOIDED:
@@ -31,6 +32,7 @@ DECLARE
   final text;
   state text;
   reason text;
+  is_open boolean;
   done_ids uuid[] := '{}';
   fraud_ids uuid[] := '{}';
 BEGIN
@@ -95,9 +97,18 @@ BEGIN
       END IF;
     END IF;
 
+    IF final <> payment.status OR payment.check_time IS NOT NULL THEN
+      SELECT count(*) > 0 INTO is_open FROM payment_attempts other
+       WHERE other.payment_id = a.payment_id AND other.id <> a.attempt_id AND other.state IN ('CREATED', 'UNKNOWN');
+    END IF;
+    IF payment.status <> 'PENDING' AND payment.check_time IS NOT NULL AND NOT is_open THEN
+      UPDATE payments SET check_time = NULL, lease_expire_time = NULL WHERE payments.id = a.payment_id;
+    END IF;
     IF final <> payment.status THEN
       UPDATE payments
-         SET status = final, process_time = a.now, check_time = NULL, lease_expire_time = NULL,
+         SET status = final, process_time = a.now, checks = 0,
+             check_time = CASE WHEN is_open THEN a.now END,
+             lease_expire_time = CASE WHEN is_open THEN lease_expire_time END,
              gateway = CASE WHEN final = 'FRAUD_DETECTED' THEN '' ELSE attempt.gateway END,
              gateway_transaction_id = CASE WHEN final = 'COMPLETED' THEN a.transaction_id ELSE '' END,
              gateway_response_code = a.response_code,
