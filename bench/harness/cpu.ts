@@ -15,6 +15,11 @@ export function cpuOf(pid: number): number {
   return timesOf(pid)?.ownMs ?? Number.NaN;
 }
 
+/** Processor time of the children of a process that have ended, milliseconds. Linux only: NaN elsewhere. */
+export function cpuOfEndedChildren(pid: number): number {
+  return timesOf(pid)?.endedMs ?? Number.NaN;
+}
+
 /** The same for a process and all of its children, those that have ended included. */
 export function cpuOfFamily(pid: number): number {
   for (;;) {

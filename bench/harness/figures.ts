@@ -7,6 +7,8 @@ export interface Figures {
   readonly samples: Samples;
   readonly serviceCpuMs: number;
   readonly databaseCpuMs: number;
+  /** Of whoever made the calls: the load process, or pgbench. */
+  readonly callersCpuMs: number;
   /** Transactions that wrote. */
   readonly commits: number;
 }
@@ -21,6 +23,7 @@ export function rowOf(rounds: readonly Figures[]): Row {
     "p99 ms": latencyOf(rounds, 0.99),
     "node CPU ms": perCall(rounds, ({ serviceCpuMs }) => serviceCpuMs),
     "PostgreSQL CPU ms": perCall(rounds, ({ databaseCpuMs }) => databaseCpuMs),
+    "callers' CPU ms": perCall(rounds, ({ callersCpuMs }) => callersCpuMs),
     "commits per call": perCall(rounds, ({ commits }) => commits),
     failed: rounds.reduce((sum, { samples }) => sum + failuresOf(samples), 0),
   };

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { Client } from "pg";
 import { pino } from "pino";
 import { startEmbedded } from "../../src/db/embedded.ts";
-import { cpuOf, cpuOfFamily } from "./cpu.ts";
+import { cpuOf, cpuOfEndedChildren, cpuOfFamily } from "./cpu.ts";
 import type { Figures } from "./figures.ts";
 import type { Samples } from "./load.ts";
 import { versionOf } from "./pgbench.ts";
@@ -65,17 +65,19 @@ export async function openStage({ postgres: own = {}, service: settings = {}, ..
     await play.logIn(load, service.url);
     loggedInAt = performance.now();
   };
-  const measure = await meterOf(sql, service.pid);
+  const measure = await meterOf(sql, service.pid, load.pid);
   const resources = opened.move();
   const end = () => resources.disposeAsync();
   return { databaseUrl: postgres.url, sql, service, load, logIn, measure, [Symbol.asyncDispose]: end };
 }
 
-async function meterOf(sql: Client, servicePid: number): Promise<Stage["measure"]> {
+async function meterOf(sql: Client, servicePid: number, loadPid: number): Promise<Stage["measure"]> {
   const postmaster = await postmasterPid(sql);
   const meters = async () => ({
     service: cpuOf(servicePid),
     database: cpuOfFamily(postmaster),
+    // One of the two has nothing to do. pgbench is a child of this process, and has ended when it is looked at.
+    callers: cpuOf(loadPid) + cpuOfEndedChildren(process.pid),
     commits: await writingTransactions(sql),
   });
   return async (run) => {
@@ -86,6 +88,7 @@ async function meterOf(sql: Client, servicePid: number): Promise<Stage["measure"
       samples,
       serviceCpuMs: after.service - before.service,
       databaseCpuMs: after.database - before.database,
+      callersCpuMs: after.callers - before.callers,
       commits: after.commits - before.commits,
     };
   };
