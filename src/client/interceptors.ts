@@ -41,17 +41,14 @@ export function bearerToken(source: TokenSource): Interceptor {
     const token = await within(request.signal, (async () => source.token())());
     if (token !== undefined && token !== "") request.header.set("authorization", `Bearer ${token}`);
     if (token === undefined) return next(request);
-    if (request.stream) {
+    try {
       const response = await next(request);
       if (!response.stream) return response;
       return { ...response, message: renewing(response.message, async () => source.renew(token)) };
-    }
-    try {
-      return await next(request);
     } catch (error) {
       if (!isTokenRefused(error)) throw error;
       const renewed = await within(request.signal, (async () => source.renew(token))());
-      if (renewed === undefined || renewed === "" || renewed === token) throw error;
+      if (request.stream || renewed === undefined || renewed === "" || renewed === token) throw error;
       request.header.set("authorization", `Bearer ${renewed}`);
       return next(request);
     }

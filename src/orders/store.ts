@@ -354,19 +354,20 @@ export class OrderStore {
   }
 
   /**
-   * Where the feed of changes stands now: everything after it is still to come. It takes a transaction's number itself,
-   * so that numbers up to there are on disk before anybody has the position: a server that crashes gives out again what
-   * it has not written down, and a change by such a number would be before the position.
+   * Where the feed of changes stands now: at the last one that can be read, and everything after it is still to come. A
+   * position without a change would not do: a database that crashes gives the numbers of transactions out again that were
+   * rolled back last, and a change by one of them would be before it. What a change has is on disk before it is seen.
    */
   async feedPosition(): Promise<Position> {
-    const [row] = await this.#db.query<{ xact: string }>(
+    const [row] = await this.#db.query<{ xact: string; id: string }>(
       {
         name: "order-feed-position",
-        text: "SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xact, pg_current_xact_id()",
+        text: `SELECT xact_id::text AS xact, id FROM order_events
+                WHERE xact_id < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY xact_id DESC, id DESC LIMIT 1`,
       },
       [],
     );
-    return { xact: BigInt(row?.xact ?? 0), id: 0n };
+    return { xact: BigInt(row?.xact ?? 0), id: BigInt(row?.id ?? 0) };
   }
 
   /**

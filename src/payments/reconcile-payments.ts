@@ -12,7 +12,8 @@ const ALERT_AGE_MS = 24 * 60 * 60_000;
 
 /**
  * Goes on with payments whose outcome is not known and that nobody carries out: those of a process that died, those whose
- * gateway did not answer, and those that ended while what became of one of their charges was not known. Each is taken under a lease, so a live request and a sweep never act on one at once.
+ * gateway did not answer, and those that ended while what became of one of their charges was not known. Each is taken
+ * under a lease, so a live request and a sweep never act on one at once.
  * @returns whether more may be due.
  */
 export async function reconcilePayments(deps: CarryOutDeps): Promise<boolean> {
@@ -23,15 +24,13 @@ export async function reconcilePayments(deps: CarryOutDeps): Promise<boolean> {
   const due = await payments.takeDue(now, new Date(now.getTime() + LEASE_MS), nextCheck, DOUBLINGS, BATCH);
   await Promise.all(
     due.map(async (undertaking) => {
-      const { id, createTime, status } = undertaking.payment;
+      const { id, createTime, status: before } = undertaking.payment;
       const deadline = Date.now() + CARRY_OUT_MS;
       try {
-        const known =
-          status === "PENDING"
-            ? (await carryOut(deps, undertaking, deadline)).status !== "PENDING"
-            : await askAfterOthers(deps, undertaking, deadline);
+        const { status } = before === "PENDING" ? await carryOut(deps, undertaking, deadline) : undertaking.payment;
+        const known = before === "PENDING" ? status !== "PENDING" : await askAfterOthers(deps, undertaking, deadline);
         const ageMs = now.getTime() - createTime.getTime();
-        if (known) log.info({ paymentId: id }, "payment reconciled");
+        if (known) log.info({ paymentId: id, status }, "payment reconciled");
         else if (ageMs >= ALERT_AGE_MS)
           log.error({ paymentId: id, ageMs }, "payment unknown for a day: a person has to look");
       } catch (error) {

@@ -44,11 +44,8 @@ export class Revocations {
   /** In the order in which they were read, so that the oldest are first. */
   readonly #entries = new Map<string, Entry>();
   #horizon = 0n;
-  /**
-   * Whether the next reading is of everything. A server that crashed gives the last numbers of transactions out again
-   * that it had not written down, so after its connections have ended a horizon may be ahead of news.
-   */
-  #afresh = true;
+  /** Where the next reading begins. */
+  #from = 0n;
   /** By the monotonic clock: everything that was committed before then is known. */
   #freshAsOfMs = Number.NEGATIVE_INFINITY;
   /** Until then there are revocations for which there was no room. */
@@ -67,10 +64,7 @@ export class Revocations {
 
   /** Reads what is in force. @throws Error when the database cannot be read. */
   async start(): Promise<void> {
-    this.#unlisten = this.#parts.listener.listen(REVOCATION_CHANNEL, (payload) => {
-      if (payload === undefined) this.#afresh = true;
-      void this.catchUp();
-    });
+    this.#unlisten = this.#parts.listener.listen(REVOCATION_CHANNEL, () => void this.catchUp());
     await this.#read();
     this.#poll = setInterval(() => void this.catchUp(), POLL_INTERVAL_MS).unref();
   }
@@ -136,20 +130,16 @@ export class Revocations {
 
   async #readNow(): Promise<void> {
     const startedAtMs = performance.now();
-    const afresh = this.#afresh;
-    this.#afresh = false;
-    let read: RevocationsRead;
-    try {
-      read = afresh ? await this.#byPool(0n) : await this.#readNews();
-      // Numbers that go back are another server's, which took the place of the one that we knew.
-      if (read.horizon < this.#horizon) read = await this.#byPool(0n);
-    } catch (error) {
-      this.#afresh = true;
-      throw error;
+    let read = this.#horizon === 0n ? await this.#byPool(0n) : await this.#readNews();
+    // Numbers that go back are another server's, which took the place of the one that we knew.
+    if (read.horizon < this.#horizon) {
+      this.#from = 0n;
+      read = await this.#byPool(0n);
     }
     for (const revocation of read.revocations) this.#note(revocation);
     if (read.revocations.length > this.#maxEntries) this.#askForAll();
     this.#horizon = read.horizon;
+    if (read.newest > this.#from) this.#from = read.newest;
     this.#freshAsOfMs = startedAtMs;
   }
 
@@ -157,9 +147,9 @@ export class Revocations {
   async #readNews(): Promise<RevocationsRead> {
     const { store, listener } = this.#parts;
     try {
-      return await store.readRevocations(this.#horizon, this.#since(), this.#maxEntries + 1, listener);
+      return await store.readRevocations(this.#from, this.#since(), this.#maxEntries + 1, listener);
     } catch {
-      return this.#byPool(this.#horizon);
+      return this.#byPool(this.#from);
     }
   }
 
@@ -168,9 +158,9 @@ export class Revocations {
   }
 
   /** One reading by the pool at a time, also when it hangs: each takes a connection. */
-  async #byPool(horizon: bigint): Promise<RevocationsRead> {
+  async #byPool(from: bigint): Promise<RevocationsRead> {
     if (this.#poolRead !== undefined) throw databaseUnavailable(new Error("a reading by the pool still hangs"));
-    const reading = this.#parts.store.readRevocations(horizon, this.#since(), this.#maxEntries + 1);
+    const reading = this.#parts.store.readRevocations(from, this.#since(), this.#maxEntries + 1);
     this.#poolRead = reading;
     const end = () => {
       this.#poolRead = undefined;

@@ -37,6 +37,12 @@ export interface RevocationsRead {
   readonly revocations: readonly Revocation[];
   /** Every transaction below this number had ended. */
   readonly horizon: bigint;
+  /**
+   * The number of the newest transaction below the horizon that wrote a revocation; 0: none did. The next reading begins
+   * there, and not at the horizon: what a transaction has written is on disk before it is seen, while a database that
+   * crashes gives the numbers after it out again where they were of transactions that were rolled back.
+   */
+  readonly newest: bigint;
 }
 
 /** The connections of the pool, or one of its own. */
@@ -146,16 +152,16 @@ export class SessionStore {
    * some again, none left out. Ids or times alone would leave out what was written earlier and committed later.
    */
   async readRevocations(
-    horizon: bigint,
+    from: bigint,
     since: Date,
     limit: number,
     connection: Connection = this.#db,
   ): Promise<RevocationsRead> {
-    const rows = await connection.query<RevocationRow>(READ_REVOCATIONS, [String(horizon), since, limit]);
+    const rows = await connection.query<RevocationRow>(READ_REVOCATIONS, [String(from), since, limit]);
     const revocations = rows.flatMap(({ session_id: sessionId, min_generation: minGeneration }) =>
       sessionId === null ? [] : [{ sessionId, minGeneration }],
     );
-    return { revocations, horizon: BigInt(rows[0]?.horizon ?? 0) };
+    return { revocations, horizon: BigInt(rows[0]?.horizon ?? 0), newest: BigInt(rows[0]?.newest ?? 0) };
   }
 
   /** Whether an access token of that generation is good, by the session itself. */
@@ -180,6 +186,7 @@ export class SessionStore {
 
 interface RevocationRow {
   readonly horizon: string;
+  readonly newest: string | null;
   /** Null: there is no revocation, and the row is there for its horizon. */
   readonly session_id: string | null;
   readonly min_generation: number | null;
@@ -187,8 +194,10 @@ interface RevocationRow {
 
 const READ_REVOCATIONS = {
   name: "read-revocations",
-  text: `SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS horizon, r.session_id, r.min_generation
-           FROM (SELECT) one
+  text: `SELECT now.horizon::text AS horizon, r.session_id, r.min_generation,
+                (SELECT transaction_id FROM session_revocations WHERE transaction_id < now.horizon
+                  ORDER BY transaction_id DESC LIMIT 1)::text AS newest
+           FROM (SELECT pg_snapshot_xmin(pg_current_snapshot()) AS horizon) now
            LEFT JOIN session_revocations r ON r.transaction_id >= $1::xid8 AND r.create_time > $2
           LIMIT $3`,
 } as const;

@@ -60,8 +60,13 @@ export async function sql<Row extends object>(
 export async function tamperWithLedger({ db }: TestDatabase, text: string, values: unknown[]): Promise<void> {
   await db.withConnection(async (connection) => {
     await connection.query("BEGIN; ALTER TABLE ledger_entries DISABLE TRIGGER USER");
-    await connection.query(text, values);
-    await connection.query("ALTER TABLE ledger_entries ENABLE TRIGGER USER; COMMIT");
+    try {
+      await connection.query(text, values);
+      await connection.query("ALTER TABLE ledger_entries ENABLE TRIGGER USER; COMMIT");
+    } finally {
+      // Nothing, where it was committed.
+      await connection.query("ROLLBACK");
+    }
   });
 }
 

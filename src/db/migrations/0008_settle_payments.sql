@@ -32,6 +32,7 @@ DECLARE
   final text;
   state text;
   reason text;
+  is_over boolean;
   is_open boolean;
   done_ids uuid[] := '{}';
   fraud_ids uuid[] := '{}';
@@ -97,11 +98,11 @@ BEGIN
       END IF;
     END IF;
 
-    IF final <> payment.status OR payment.check_time IS NOT NULL THEN
-      SELECT count(*) > 0 INTO is_open FROM payment_attempts other
-       WHERE other.payment_id = a.payment_id AND other.id <> a.attempt_id AND other.state IN ('CREATED', 'UNKNOWN');
-    END IF;
-    IF payment.status <> 'PENDING' AND payment.check_time IS NOT NULL AND NOT is_open THEN
+    is_over := payment.status <> 'PENDING' AND payment.check_time IS NOT NULL;
+    is_open := (final <> payment.status OR is_over) AND EXISTS (
+      SELECT FROM payment_attempts other
+       WHERE other.payment_id = a.payment_id AND other.id <> a.attempt_id AND other.state IN ('CREATED', 'UNKNOWN'));
+    IF is_over AND NOT is_open THEN
       UPDATE payments SET check_time = NULL, lease_expire_time = NULL WHERE payments.id = a.payment_id;
     END IF;
     IF final <> payment.status THEN
