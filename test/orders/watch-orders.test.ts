@@ -45,6 +45,19 @@ class Reader {
   }
 }
 
+/** Places orders until a reader has seen one, and so is surely there. */
+async function untilThere(reader: Reader, place: () => Promise<unknown>): Promise<void> {
+  let seen = false;
+  const first = reader.next().then(() => {
+    seen = true;
+  });
+  while (!seen) {
+    await place();
+    await Promise.race([first, new Promise((resolve) => setTimeout(resolve, 100))]);
+  }
+  await first;
+}
+
 describe("WatchOrders", () => {
   const server = useServer();
   let admin: Person;
@@ -63,18 +76,9 @@ describe("WatchOrders", () => {
     readers.push(reader);
     return reader;
   };
-  /** A reader that is surely there: it has seen an order made for it. */
   const watching = async (...args: ConstructorParameters<typeof Reader>) => {
     const reader = watch(...args);
-    let seen = false;
-    const first = reader.next().then(() => {
-      seen = true;
-    });
-    while (!seen) {
-      await placeFor(ada);
-      await Promise.race([first, new Promise((resolve) => setTimeout(resolve, 100))]);
-    }
-    await first;
+    await untilThere(reader, () => placeFor(ada));
     return reader;
   };
   const placeFor = async (customer: Person, extra = {}) => newOrder(customer, [[await newProduct(admin), 1]], extra);
@@ -208,20 +212,15 @@ describe("WatchOrders of a caller whose token is no longer good", () => {
     admin = await newAdmin(server);
   });
 
-  /** A reader that is surely there, and waits. */
-  const waiting = async (person: Person) => {
+  const watching = async (person: Person) => {
     const reader = new Reader(person);
-    const first = reader.next();
-    for (let seen = false; !seen; ) {
-      await newOrder(person, [[await newProduct(admin), 1]]);
-      seen = await Promise.race([first.then(() => true), new Promise<false>((no) => setTimeout(no, 100, false))]);
-    }
+    await untilThere(reader, async () => newOrder(person, [[await newProduct(admin), 1]]));
     return reader;
   };
 
   it("ends within a second of a logout, although nothing happens", async () => {
     const ada = await newCustomer(server);
-    const reader = await waiting(ada);
+    const reader = await watching(ada);
     const ended = refusalOf(reader.next());
     await ada.auth.logout({});
     const loggedOutAt = performance.now();
@@ -231,7 +230,7 @@ describe("WatchOrders of a caller whose token is no longer good", () => {
 
   it("shows no change after the account's role was taken", async () => {
     const former = await newAdmin(server);
-    const reader = await waiting(former);
+    const reader = await watching(former);
     const user = { id: former.id, role: Role.USER };
     await admin.users.updateUser({ user, updateMask: { paths: ["role"] } });
     const seen = refusalOf(
@@ -245,7 +244,7 @@ describe("WatchOrders of a caller whose token is no longer good", () => {
 
   it("ends when the token expires, and its cursor resumes with another token without a gap", async () => {
     const ada = await newCustomer(server);
-    const reader = await waiting(ada);
+    const reader = await watching(ada);
     const ended = refusalOf(reader.next());
     server.clock.advance(15 * 60_000);
     expect(await ended).to.include({ reason: "TOKEN_INVALID" });
