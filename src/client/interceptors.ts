@@ -41,13 +41,14 @@ export function bearerToken(source: TokenSource): Interceptor {
     const token = await within(request.signal, (async () => source.token())());
     if (token !== undefined && token !== "") request.header.set("authorization", `Bearer ${token}`);
     if (token === undefined) return next(request);
+    const renew = async () => source.renew(token);
     try {
       const response = await next(request);
       if (!response.stream) return response;
-      return { ...response, message: renewing(response.message, async () => source.renew(token)) };
+      return { ...response, message: renewing(response.message, renew) };
     } catch (error) {
       if (!isTokenRefused(error)) throw error;
-      const renewed = await within(request.signal, (async () => source.renew(token))());
+      const renewed = await within(request.signal, renew());
       if (request.stream || renewed === undefined || renewed === "" || renewed === token) throw error;
       request.header.set("authorization", `Bearer ${renewed}`);
       return next(request);

@@ -147,6 +147,9 @@ const MOVE_ORDERS = {
   text: "SELECT outcome, from_status, was_paid FROM move_orders($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
 };
 
+/** Events of transactions older than every running one, so that none can appear later before what was read. */
+const IS_SETTLED = "e.xact_id < pg_snapshot_xmin(pg_current_snapshot())";
+
 const SUM_ORDERS = {
   name: "sum-orders",
   text: `WITH chosen AS MATERIALIZED (
@@ -362,8 +365,8 @@ export class OrderStore {
     const [row] = await this.#db.query<{ xact: string; id: string }>(
       {
         name: "order-feed-position",
-        text: `SELECT xact_id::text AS xact, id FROM order_events
-                WHERE xact_id < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY xact_id DESC, id DESC LIMIT 1`,
+        text: `SELECT e.xact_id::text AS xact, e.id FROM order_events e
+                WHERE ${IS_SETTLED} ORDER BY e.xact_id DESC, e.id DESC LIMIT 1`,
       },
       [],
     );
@@ -381,7 +384,7 @@ export class OrderStore {
         name: customerId === undefined ? "read-order-changes" : "read-order-changes-of-customer",
         text: `SELECT e.xact_id::text AS xact, e.id, e.order_id FROM order_events e
                 ${customerId === undefined ? "" : "JOIN orders o ON o.id = e.order_id AND o.customer_id = $4"}
-                WHERE (e.xact_id, e.id) > ($1::xid8, $2::bigint) AND e.xact_id < pg_snapshot_xmin(pg_current_snapshot())
+                WHERE (e.xact_id, e.id) > ($1::xid8, $2::bigint) AND ${IS_SETTLED}
                 ORDER BY e.xact_id, e.id LIMIT $3`,
       },
       [after.xact, after.id, limit, ...(customerId === undefined ? [] : [customerId])],

@@ -3,7 +3,7 @@ import { formatMoney, fromMinor, type Money, minorDigits } from "../money.ts";
 import type { BookedCharge, BookedRefund } from "./gateway-check-store.ts";
 import { identifier } from "./gateways/answers.ts";
 import type { ChargeState, GatewayMoney, LookupAnswer, RefundLookupAnswer } from "./gateways/gateway.ts";
-import type { AttemptState } from "./payment.ts";
+import { type AttemptState, isOpen } from "./payment.ts";
 
 /** How two words about one movement compare. */
 export type Comparison =
@@ -64,8 +64,7 @@ export function compareCharge(charge: BookedCharge, answer: LookupAnswer, now: D
   const held = answer.kind === "found" ? answer.charge : NOTHING;
   const { state, captured, cancelled, createTime, updateTime } = charge;
   if (!AGREEING[cancelled ? "REVERSED" : state].includes(held.outcome)) {
-    const isOpen = state === "CREATED" || state === "UNKNOWN";
-    const openSince = isOpen ? createTime : state === "REVERSING" ? updateTime : undefined;
+    const openSince = isOpen(charge) ? createTime : state === "REVERSING" ? updateTime : undefined;
     return differing(openSince, now, ourWord(charge), itsWord(held));
   }
   if (captured === undefined || held.outcome !== "captured") return AGREES;

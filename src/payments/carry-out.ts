@@ -5,7 +5,7 @@ import type { Metrics } from "../telemetry/metrics.ts";
 import { type JudgeDeps, judge } from "./fraud.ts";
 import type { Captured, ChargeAnswer, Declined, Gateway, GatewayMoney } from "./gateways/gateway.ts";
 import { type Gateways, gatewayNamed } from "./gateways/gateways.ts";
-import type { Attempt, Payment, Settlement } from "./payment.ts";
+import { type Attempt, isOpen, type Payment, type Settlement } from "./payment.ts";
 import type { PaymentStore, Undertaking } from "./store.ts";
 
 /**
@@ -88,8 +88,7 @@ export async function askAfterOthers(
   deadline: number,
 ): Promise<boolean> {
   let known = true;
-  for (const attempt of attempts) {
-    if (attempt.state !== "CREATED" && attempt.state !== "UNKNOWN") continue;
+  for (const attempt of attempts.filter(isOpen)) {
     const ending = await endingOf(deps, payment, attempt, false, deadline);
     if (ending.kind === "executed") await settleExecuted(deps, payment, attempt, ending.result);
     else if (ending.kind === "proof")

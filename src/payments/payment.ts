@@ -66,6 +66,11 @@ export type AttemptState =
   | "REVERSING"
   | "REVERSED";
 
+/** Whether it is not known yet what became of a charge that may have been sent. */
+export function isOpen({ state }: { readonly state: AttemptState }): boolean {
+  return state === "CREATED" || state === "UNKNOWN";
+}
+
 /** One charge that a gateway is asked for; its id is the idempotency key. */
 export interface Attempt {
   readonly id: string;

@@ -1,4 +1,6 @@
 import { askAfterOthers, type CarryOutDeps, carryOut, FIRST_CHECK_MS, LEASE_MS } from "./carry-out.ts";
+import type { PaymentStatus } from "./payment.ts";
+import type { Undertaking } from "./store.ts";
 
 /** Payments looked after at once: few enough for a gateway that is just coming back. */
 const BATCH = 16;
@@ -24,13 +26,11 @@ export async function reconcilePayments(deps: CarryOutDeps): Promise<boolean> {
   const due = await payments.takeDue(now, new Date(now.getTime() + LEASE_MS), nextCheck, DOUBLINGS, BATCH);
   await Promise.all(
     due.map(async (undertaking) => {
-      const { id, createTime, status: before } = undertaking.payment;
-      const deadline = Date.now() + CARRY_OUT_MS;
+      const { id, createTime } = undertaking.payment;
       try {
-        const { status } = before === "PENDING" ? await carryOut(deps, undertaking, deadline) : undertaking.payment;
-        const known = before === "PENDING" ? status !== "PENDING" : await askAfterOthers(deps, undertaking, deadline);
+        const status = await goOn(deps, undertaking);
         const ageMs = now.getTime() - createTime.getTime();
-        if (known) log.info({ paymentId: id, status }, "payment reconciled");
+        if (status !== undefined) log.info({ paymentId: id, status }, "payment reconciled");
         else if (ageMs >= ALERT_AGE_MS)
           log.error({ paymentId: id, ageMs }, "payment unknown for a day: a person has to look");
       } catch (error) {
@@ -39,4 +39,13 @@ export async function reconcilePayments(deps: CarryOutDeps): Promise<boolean> {
     }),
   );
   return due.length === BATCH;
+}
+
+/** @returns how the payment stands; undefined while the end of one of its charges is not known. */
+async function goOn(deps: CarryOutDeps, undertaking: Undertaking): Promise<PaymentStatus | undefined> {
+  const deadline = Date.now() + CARRY_OUT_MS;
+  const { status: before } = undertaking.payment;
+  if (before !== "PENDING") return (await askAfterOthers(deps, undertaking, deadline)) ? before : undefined;
+  const { status } = await carryOut(deps, undertaking, deadline);
+  return status === "PENDING" ? undefined : status;
 }

@@ -130,11 +130,11 @@ export class Revocations {
 
   async #readNow(): Promise<void> {
     const startedAtMs = performance.now();
-    let read = this.#horizon === 0n ? await this.#byPool(0n) : await this.#readNews();
+    let read = this.#horizon === 0n ? await this.#byPool() : await this.#readNews();
     // Numbers that go back are another server's, which took the place of the one that we knew.
     if (read.horizon < this.#horizon) {
       this.#from = 0n;
-      read = await this.#byPool(0n);
+      read = await this.#byPool();
     }
     for (const revocation of read.revocations) this.#note(revocation);
     if (read.revocations.length > this.#maxEntries) this.#askForAll();
@@ -149,7 +149,7 @@ export class Revocations {
     try {
       return await store.readRevocations(this.#from, this.#since(), this.#maxEntries + 1, listener);
     } catch {
-      return this.#byPool(this.#from);
+      return this.#byPool();
     }
   }
 
@@ -158,9 +158,9 @@ export class Revocations {
   }
 
   /** One reading by the pool at a time, also when it hangs: each takes a connection. */
-  async #byPool(from: bigint): Promise<RevocationsRead> {
+  async #byPool(): Promise<RevocationsRead> {
     if (this.#poolRead !== undefined) throw databaseUnavailable(new Error("a reading by the pool still hangs"));
-    const reading = this.#parts.store.readRevocations(from, this.#since(), this.#maxEntries + 1);
+    const reading = this.#parts.store.readRevocations(this.#from, this.#since(), this.#maxEntries + 1);
     this.#poolRead = reading;
     const end = () => {
       this.#poolRead = undefined;

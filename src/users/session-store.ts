@@ -148,7 +148,7 @@ export class SessionStore {
   }
 
   /**
-   * Reads the revocations of transactions from `horizon` on (0n: of all) that were noted after `since`, at most `limit`:
+   * Reads the revocations of transactions from `from` on (0n: of all) that were noted after `since`, at most `limit`:
    * some again, none left out. Ids or times alone would leave out what was written earlier and committed later.
    */
   async readRevocations(
@@ -194,10 +194,10 @@ interface RevocationRow {
 
 const READ_REVOCATIONS = {
   name: "read-revocations",
-  text: `SELECT now.horizon::text AS horizon, r.session_id, r.min_generation,
-                (SELECT transaction_id FROM session_revocations WHERE transaction_id < now.horizon
-                  ORDER BY transaction_id DESC LIMIT 1)::text AS newest
+  text: `SELECT now.horizon::text AS horizon, known.newest::text AS newest, r.session_id, r.min_generation
            FROM (SELECT pg_snapshot_xmin(pg_current_snapshot()) AS horizon) now
+           LEFT JOIN LATERAL (SELECT transaction_id AS newest FROM session_revocations
+                               WHERE transaction_id < now.horizon ORDER BY transaction_id DESC LIMIT 1) known ON true
            LEFT JOIN session_revocations r ON r.transaction_id >= $1::xid8 AND r.create_time > $2
           LIMIT $3`,
 } as const;

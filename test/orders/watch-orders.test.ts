@@ -5,7 +5,7 @@ import { type Order, OrderStatus } from "../../gen/tradepost/order/v1/order_pb.j
 import type { WatchOrdersResponse } from "../../gen/tradepost/order/v1/order_service_pb.js";
 import { Role } from "../../gen/tradepost/user/v1/user_pb.js";
 import { DomainError } from "../../src/errors.ts";
-import { whileGood } from "../../src/server/interceptors/auth.ts";
+import { whileGood } from "../../src/server/interceptors/while-good.ts";
 import { sql } from "../support/database.ts";
 import {
   newAdmin,

@@ -35,12 +35,24 @@ describe("failover", () => {
     responseCode: "00",
   } as const;
   const nothing = { currency: "USD", minor: 0n };
+  const givenBack = {
+    kind: "executed",
+    result: { outcome: "completed", transactionId: "r", refunded: captured.captured, responseCode: "" },
+  } as const;
   const attemptsOf = (paymentId: string) =>
     sql<{ gateway: string; state: string }>(
       server.database,
       "SELECT gateway, state FROM payment_attempts WHERE payment_id = $1 ORDER BY number",
       [paymentId],
     );
+
+  /** What the sweeps do at a later time. */
+  const sweep = async (aheadMs: number) => {
+    server.clock.advance(aheadMs);
+    await reconcilePayments(server.deps);
+    await reverseCharges(server.deps);
+    server.clock.advance(-aheadMs);
+  };
 
   it("charges the backup once the primary has proved that it never will: each is called once", async () => {
     primary.charge.resolves(TIMEOUT);
@@ -82,9 +94,7 @@ describe("failover", () => {
     expect(backup.charge.called).to.equal(false);
 
     primary.lookup.resolves({ kind: "found", charge: { ...captured, refunded: nothing, disputed: nothing } });
-    server.clock.advance(6_000);
-    await reconcilePayments(server.deps);
-    server.clock.advance(-6_000);
+    await sweep(6_000);
     const { payment: now } = await customer.payments.getPayment({ paymentId: payment.id });
     expect(now).to.include({ status: PaymentStatus.COMPLETED, gateway: "sandbox-primary" });
     const { order: paid } = await customer.orders.getOrder({ orderId: order.id });
@@ -122,9 +132,7 @@ describe("failover", () => {
     const payment = present((await customer.payments.processPayment(paymentOf(await anOrder()))).payment);
     primary.lookup.resolves({ kind: "not_found" });
     primary.void.resolves({ kind: "voided" });
-    server.clock.advance(6_000);
-    await reconcilePayments(server.deps);
-    server.clock.advance(-6_000);
+    await sweep(6_000);
     expect((await customer.payments.getPayment({ paymentId: payment.id })).payment).to.include({
       status: PaymentStatus.COMPLETED,
       gateway: "sandbox-backup",
@@ -157,12 +165,6 @@ describe("failover", () => {
       expect(settled).to.include({ status: "COMPLETED", gateway: "sandbox-primary" });
       return { payment: settled, attempt: present(attempts[1]) };
     };
-    const sweep = async (aheadMs: number) => {
-      server.clock.advance(aheadMs);
-      await reconcilePayments(server.deps);
-      await reverseCharges(server.deps);
-      server.clock.advance(-aheadMs);
-    };
     const checkTimeOf = async (id: string) => {
       const [row] = await sql<{ check_time: Date | null }>(
         server.database,
@@ -175,13 +177,7 @@ describe("failover", () => {
     it("gives back what the backup turns out to have charged too", async () => {
       const { payment, attempt } = await completedLate();
       backup.lookup.resolves({ kind: "found", charge: { ...captured, refunded: nothing, disputed: nothing } });
-      const refunded = {
-        outcome: "completed",
-        transactionId: "r",
-        refunded: captured.captured,
-        responseCode: "",
-      } as const;
-      backup.refund.resolves({ kind: "executed", result: refunded });
+      backup.refund.resolves(givenBack);
       await sweep(6_000);
       expect(await attemptsOf(payment.id)).to.deep.equal([
         { gateway: "sandbox-primary", state: "CAPTURED" },
@@ -219,17 +215,8 @@ describe("failover", () => {
     ]);
 
     primary.lookup.resolves({ kind: "found", charge: { ...captured, refunded: nothing, disputed: nothing } });
-    const completed = {
-      outcome: "completed",
-      transactionId: "r",
-      refunded: captured.captured,
-      responseCode: "",
-    } as const;
-    primary.refund.resolves({ kind: "executed", result: completed });
-    server.clock.advance(6_000);
-    await reconcilePayments(server.deps);
-    await reverseCharges(server.deps);
-    server.clock.advance(-6_000);
+    primary.refund.resolves(givenBack);
+    await sweep(6_000);
     expect((await customer.payments.getPayment({ paymentId: payment.id })).payment).to.include({
       status: PaymentStatus.FAILED,
       failureReason: "The order was cancelled before the payment was known",

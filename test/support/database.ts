@@ -58,15 +58,10 @@ export async function sql<Row extends object>(
 
 /** Runs SQL that changes the ledger, which the database itself does not let anybody do. */
 export async function tamperWithLedger({ db }: TestDatabase, text: string, values: unknown[]): Promise<void> {
-  await db.withConnection(async (connection) => {
-    await connection.query("BEGIN; ALTER TABLE ledger_entries DISABLE TRIGGER USER");
-    try {
-      await connection.query(text, values);
-      await connection.query("ALTER TABLE ledger_entries ENABLE TRIGGER USER; COMMIT");
-    } finally {
-      // Nothing, where it was committed.
-      await connection.query("ROLLBACK");
-    }
+  await db.sequelize.transaction(async (transaction) => {
+    await db.sequelize.query("ALTER TABLE ledger_entries DISABLE TRIGGER USER", { transaction });
+    await db.sequelize.query(text, { bind: values, transaction });
+    await db.sequelize.query("ALTER TABLE ledger_entries ENABLE TRIGGER USER", { transaction });
   });
 }
 
