@@ -56,9 +56,9 @@ describe("the service on its embedded database", function () {
   /** Nothing is left: no process of the tree, no PostgreSQL on the data, no claim, no database file. */
   async function expectNothingLeft(tree: readonly RunningProcess[]): Promise<void> {
     expect([...(await alive(tree)), ...(await processesNaming(dataDir))], "processes that are left").to.deep.equal([]);
-    // Accounts that were made have mail, and that is kept.
-    const left = (await readdir(dataDir)).filter((name) => name !== "outbox");
-    expect(left, "files that are left").to.have.members(["postgres", "sandbox", "secret.key"]);
+    // What a service keeps: its keys come with its first complete start, the outbox with the first mail.
+    const kept = ["postgres", "sandbox", "secret.key", "outbox"];
+    expect(kept, "files that are kept").to.include.members(await readdir(dataDir));
     expect(existsSync(join(dataDir, "postgres", "data", "postmaster.pid")), "PostgreSQL's lock is left").to.equal(
       false,
     );
@@ -118,17 +118,22 @@ describe("the service on its embedded database", function () {
     await until("all it started has gone", async () => ((await alive(tree)).length === 0 ? true : undefined));
   });
 
-  it("stops cleanly in the middle of a start on an empty folder", async () => {
-    const emptyDir = join(folder, "empty");
-    const service = startService({ DATA_DIR: emptyDir });
-    await until("the service holds the folder", () => existsSync(join(emptyDir, "server.json")) || undefined);
-    const tree = await processTree(service.pid);
-    expect(await service.stop()).to.include({ code: 0, stderr: "" });
-    expect((await processesNaming(emptyDir)).map(({ command }) => command)).to.deep.equal([]);
-    expect(await alive(tree)).to.deep.equal([]);
-    expect(await readdir(emptyDir)).to.deep.equal(["postgres"]);
-    expect((await readdir(join(emptyDir, "postgres"))).filter((name) => name.startsWith("initdb-"))).to.deep.equal([]);
-  });
+  for (const [when, hasBegun] of [
+    ["that has just taken its folder", (dir: string) => existsSync(join(dir, "server.json"))],
+    ["that makes PostgreSQL's data", async (dir: string) => (await unfinishedDataIn(dir)).length > 0],
+  ] as const) {
+    it(`stops cleanly in the middle of a start ${when}`, async () => {
+      const emptyDir = await mkdtemp(join(folder, "empty-"));
+      const service = startService({ DATA_DIR: emptyDir });
+      await until(`there is a start ${when}`, async () => (await hasBegun(emptyDir)) || undefined);
+      const tree = await processTree(service.pid);
+      expect(await service.stop()).to.include({ code: 0, stderr: "" });
+      expect((await processesNaming(emptyDir)).map(({ command }) => command)).to.deep.equal([]);
+      expect(await alive(tree)).to.deep.equal([]);
+      expect(["postgres"]).to.include.members(await readdir(emptyDir));
+      expect(await unfinishedDataIn(emptyDir)).to.deep.equal([]);
+    });
+  }
 
   it("stops cleanly in the middle of a start whose PostgreSQL runs already", async () => {
     const service = startService({ DATA_DIR: dataDir });
@@ -441,6 +446,12 @@ async function alive(tree: readonly RunningProcess[]): Promise<string[]> {
   return tree
     .filter((one) => now.some(({ pid, command }) => pid === one.pid && command === one.command))
     .map(({ command }) => command);
+}
+
+/** Data of PostgreSQL that are being made below `dir`. */
+async function unfinishedDataIn(dir: string): Promise<string[]> {
+  const names = await readdir(join(dir, "postgres")).catch(() => []);
+  return names.filter((name) => name.startsWith("initdb-"));
 }
 
 interface Answer {

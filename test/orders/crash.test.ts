@@ -122,10 +122,11 @@ describe("orders and crashes", function () {
           }
           return ids;
         });
-        for (let times = 1; times <= 3; times++) {
+        // The first time an order is under way for certain; after that it comes when it comes, as to the commit.
+        for (const at of [whileOrdersWait, atAnyMoment, atAnyMoment]) {
           const before = placed;
           await until("orders are being placed", () => (placed >= before + 50 ? true : undefined));
-          await harm(url, service);
+          await at(url, product, () => harm(url, service));
         }
         harming = false;
         const ids = (await Promise.all(shopping)).flat();
@@ -160,7 +161,26 @@ async function placeAtLast({ orders }: Session, request: Request, refusals: Refu
   }
 }
 
+/** Does harm while orders of the product are before PostgreSQL and cannot go on. */
+async function whileOrdersWait(url: string, { id }: { id: string }, harm: () => Promise<void>): Promise<void> {
+  const holder = new pg.Client({ connectionString: url });
+  // The harm may be its end, too.
+  holder.on("error", () => {});
+  await holder.connect();
+  try {
+    await holder.query("BEGIN");
+    await holder.query("SELECT FROM products WHERE id = $1 FOR UPDATE", [id]);
+    await until("an order waits for the product", async () => (await ask(url, WAITING_BACKENDS))[0]);
+    await harm();
+  } finally {
+    await holder.end().catch(() => {});
+  }
+}
+
+const atAnyMoment = (_url: string, _product: object, harm: () => Promise<void>): Promise<void> => harm();
+
 const BACKENDS = `pid FROM pg_stat_activity WHERE application_name = 'tradepost' AND datname = current_database()`;
+const WAITING_BACKENDS = `SELECT ${BACKENDS} AND wait_event_type = 'Lock'`;
 
 async function terminateBackends(url: string): Promise<void> {
   await ask(url, `SELECT pg_terminate_backend(pid) FROM (SELECT ${BACKENDS}) backends`);
