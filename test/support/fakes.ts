@@ -2,12 +2,22 @@ import sinon from "sinon";
 import type { Clock } from "../../src/deps.ts";
 import type { ChargeRequest, Gateway } from "../../src/payments/gateways/gateway.ts";
 
-/** A clock that goes on by itself, and can be put forward. */
+/** A clock that goes on by itself, can be put forward, and can be stopped. */
 export class FakeClock implements Clock {
   #aheadMs = 0;
+  #stoppedAtMs: number | undefined;
 
   now(): Date {
-    return new Date(Date.now() + this.#aheadMs);
+    return new Date((this.#stoppedAtMs ?? Date.now()) + this.#aheadMs);
+  }
+
+  /** From now on time passes by `advance` alone, however long things take. */
+  stop(): void {
+    this.#stoppedAtMs = Date.now();
+  }
+
+  goOn(): void {
+    this.#stoppedAtMs = undefined;
   }
 
   advance(ms: number): void {

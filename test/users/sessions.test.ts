@@ -39,6 +39,9 @@ describe("RefreshToken", () => {
   const settings = { SECRET_KEY: Buffer.alloc(32, 5).toString("base64") };
   const server = useServer({ database, settings });
   const replica = useServer({ database, settings });
+  before(() => {
+    for (const { clock } of [server, replica]) clock.stop();
+  });
   const advance = (ms: number) => {
     for (const { clock } of [server, replica]) clock.advance(ms);
   };
