@@ -1,4 +1,6 @@
 import { randomUUID } from "node:crypto";
+import { appendFile } from "node:fs/promises";
+import { join } from "node:path";
 import { expect } from "chai";
 import { OrderStatus } from "../../gen/tradepost/order/v1/order_pb.js";
 import { examine } from "../../src/db/invariants.ts";
@@ -73,8 +75,9 @@ describe("the check of a service's data", () => {
 
   it("sees one moment of a database in which orders are placed, paid and cancelled", async () => {
     const products = await Promise.all([1, 2, 3].map(() => newProduct(admin, { stock: 10_000 })));
+    let looks = 0;
     const shop = async () => {
-      for (let i = 0; i < 15; i++) {
+      for (let i = 0; i < 15 || looks < 2; i++) {
         const order = await newOrder(customer, [[products[i % 3] ?? products[0], 1] as never]);
         if (i % 2 === 0) await customer.orders.cancelOrder({ orderId: order.id });
         else await customer.payments.processPayment(paymentOf(order));
@@ -84,13 +87,11 @@ describe("the check of a service's data", () => {
     const shops = Promise.all(Array.from({ length: 8 }, shop)).finally(() => {
       shopping = false;
     });
-    let looks = 0;
     while (shopping) {
       expect(await breachesOf(server.database)).to.deep.equal([]);
       looks++;
     }
     await shops;
-    expect(looks).to.be.greaterThan(1);
   });
 });
 
@@ -469,6 +470,8 @@ describe("npm run check", function () {
     expect(await run(settings)).to.include({ code: 0, stderr: "" });
     expect(await processesNaming(settings.DATA_DIR), "PostgreSQL is left").to.deep.equal([]);
 
+    // It cannot be finished before it is stopped.
+    await appendFile(join(settings.DATA_DIR, "postgres/data/postgresql.auto.conf"), "pre_auth_delay = 60\n");
     const stopped = start(PROGRAM, { settings });
     await until("PostgreSQL is being started", async () => (await processesNaming(`-D ${settings.DATA_DIR}`))[0]);
     expect((await stopped.stop()).code).to.equal(1);

@@ -92,9 +92,11 @@ describe("jobs", () => {
     };
     await add({ task: "fail", payload: {} });
     await runDueJobs(options(failing, log));
+    const postpone = "UPDATE graphile_worker._private_jobs SET max_attempts = 2, run_at = run_at + interval '1 h'";
+    const [job] = await sql(database, `${postpone} RETURNING run_at > updated_at + interval '1 h' AS later`);
+    expect(job).to.deep.equal({ later: true });
     await runDueJobs(options(failing, log));
     expect(contexts, "before its time has come").to.have.length(1);
-    await sql(database, "UPDATE graphile_worker._private_jobs SET max_attempts = 2");
     await makeDue();
     await runDueJobs(options(failing, log));
     await makeDue();

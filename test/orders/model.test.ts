@@ -21,7 +21,7 @@ const REFUSALS = [
 ];
 
 describe("a shop that does whatever comes to its clients' minds", function () {
-  this.timeout(120_000);
+  this.timeout(300_000);
   const server = useServer({ settings: { RESERVATION_MINUTES: String(RESERVATION_MINUTES) } });
   let admin: Person;
   let customers: Person[];

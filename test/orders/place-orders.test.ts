@@ -34,7 +34,7 @@ describe("placing a batch of orders", () => {
   const oneByOne = useDatabase();
 
   it("has the outcomes, the stock and the journal of placing them one at a time in arrival order", async function () {
-    this.timeout(60_000);
+    this.timeout(300_000);
     await fc.assert(
       fc.asyncProperty(fc.array(asked, { minLength: 1, maxLength: 12 }), async (batch) => {
         // Two requests under one id never share a batch: the batcher sees to that.
