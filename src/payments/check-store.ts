@@ -109,6 +109,15 @@ const amountInvariants: readonly Invariant[] = [
        WHERE p.check_time IS NULL AND a.state IN ('CREATED', 'UNKNOWN')`,
   },
   {
+    rule: "No finished payment is looked after whose charges have all ended",
+    table: "payments",
+    text: `
+      SELECT 'payment ' || p.id AS subject, format('it is %s, and would be looked after at %s', p.status, p.check_time) AS fault
+        FROM payments p
+       WHERE p.status <> 'PENDING' AND p.check_time IS NOT NULL
+         AND NOT EXISTS (SELECT FROM payment_attempts WHERE payment_id = p.id AND state IN ('CREATED', 'UNKNOWN'))`,
+  },
+  {
     rule: "Every completed payment has one charge that keeps its whole amount, and no other payment has any",
     table: "payments",
     text: `

@@ -280,6 +280,14 @@ describe("what the check finds of payments", () => {
         [OVER]: `it is COMPLETED, and its charge ${attempt} by sandbox-primary is UNKNOWN`,
       });
     });
+
+    it("a finished payment that is looked after without need", async () => {
+      const payment = await pay(customer);
+      await query(server, "UPDATE payments SET check_time = '2100-01-01' WHERE id = $1", payment.id);
+      const found = await breachesOf(payment);
+      expect(found).to.have.all.keys("No finished payment is looked after whose charges have all ended");
+      expect(Object.values(found)[0]).to.match(/^it is COMPLETED, and would be looked after at 2100-01-01/);
+    });
   });
 
   describe("in orders", () => {
