@@ -1,6 +1,7 @@
 /** What the local stand-ins for payment vendors share: HTTP, faults on demand, and a count of what was asked. */
 import { createServer, type IncomingHttpHeaders, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import sinon from "sinon";
 
 export interface VendorRequest {
   readonly method: string;
@@ -31,6 +32,21 @@ export interface Operation {
 
 const maxBodyBytes = 64 * 1024;
 const hugeBytes = 1024 * 1024;
+/** Longer than the time of any call. */
+const longMs = 3_600_000;
+
+/** Makes a call whose time does not pass until `reached`, and is over then: it can never be over too early. */
+export async function timeOutWhen<T>(reached: Promise<void>, call: () => Promise<T>): Promise<T> {
+  const clock = sinon.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  try {
+    const answer = call();
+    await Promise.race([reached, answer]);
+    clock.tick(longMs);
+    return await answer;
+  } finally {
+    clock.restore();
+  }
+}
 
 export class VendorServer {
   /** Every request that arrived, in order. */
@@ -38,6 +54,7 @@ export class VendorServer {
   url = "";
   readonly #route: (request: VendorRequest) => Operation;
   readonly #faults: Fault[] = [];
+  readonly #hung = Promise.withResolvers<void>();
   readonly #gates = new Map<string, Promise<void>>();
   readonly #server = createServer((request, response) => {
     this.#serve(request, response).catch(() => response.destroy());
@@ -81,6 +98,11 @@ export class VendorServer {
     await this.#gates.get(operation);
   }
 
+  /** Resolves once a request is left without an answer. */
+  get hung(): Promise<void> {
+    return this.#hung.promise;
+  }
+
   count(operation: string): number {
     return this.requests.filter((request) => request.operation === operation).length;
   }
@@ -99,7 +121,8 @@ export class VendorServer {
     if (fault === undefined) return send(response, await operation.execute());
     const told = typeof fault.answer === "string" ? undefined : fault.answer;
     const reply = fault.executes ? await operation.execute(told) : told;
-    if (typeof fault.answer === "string") misanswer(response, fault.answer, reply);
+    if (fault.answer === "hang") this.#hung.resolve();
+    else if (typeof fault.answer === "string") misanswer(response, fault.answer, reply);
     else send(response, fault.answer);
   }
 }
@@ -122,7 +145,7 @@ function send(response: ServerResponse, { status, body, headers }: VendorReply):
 
 function misanswer(
   response: ServerResponse,
-  answer: Extract<Fault["answer"], string>,
+  answer: Exclude<Extract<Fault["answer"], string>, "hang">,
   reply: VendorReply | undefined,
 ): void {
   switch (answer) {
@@ -133,8 +156,6 @@ function misanswer(
       response.writeHead(200, { "content-type": "application/json", "content-length": 1_000 });
       response.write(JSON.stringify(reply?.body ?? {}).slice(0, 20));
       setImmediate(() => response.destroy());
-      return;
-    case "hang":
       return;
     case "garbage":
       send(response, { status: 200, body: "<html>It works!</html>" });

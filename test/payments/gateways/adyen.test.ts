@@ -3,12 +3,14 @@ import { expect } from "chai";
 import { createAdyenGateway } from "../../../src/payments/gateways/adyen.ts";
 import type { ChargeRequest, Gateway, GatewayEvent, WebhookVerdict } from "../../../src/payments/gateways/gateway.ts";
 import { type AdyenItem, AdyenServer, adyenWebhook } from "../../support/adyen-server.ts";
+import { timeOutWhen } from "../../support/vendor-server.ts";
 
 const apiKey = "AQE_test_key";
 const hmacKey = "44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056";
 const settings = { apiKey, merchantAccount: "TestMerchant", returnUrl: "https://shop.example" };
 const patient = { timeoutMs: 5_000 };
-const impatient = { timeoutMs: 150 };
+/** Nothing listens here. */
+const nowhere = "http://127.0.0.1:1";
 const internalError = { status: 500, body: { status: 500, errorCode: "905", errorType: "internal" } };
 
 describe("The Adyen gateway", () => {
@@ -186,7 +188,8 @@ describe("The Adyen gateway", () => {
     for (const [what, fault, cause, charges] of faults) {
       it(`knows nothing when ${what}, and sends nothing again by itself`, async () => {
         adyen.fail({ on: "payment", ...fault });
-        const answer = await gateway.charge(chargeOf("visa"), fault.answer === "hang" ? impatient : patient);
+        const charge = () => gateway.charge(chargeOf("visa"), patient);
+        const answer = fault.answer === "hang" ? await timeOutWhen(adyen.hung, charge) : await charge();
         expect(answer).to.include({ kind: "unknown", cause });
         expect({ sent: adyen.requests.length, charges: adyen.payments.size }).to.deep.equal({ sent: 1, charges });
       });
@@ -221,13 +224,15 @@ describe("The Adyen gateway", () => {
     });
 
     it("has proof when nothing was sent: no connection, no time, or aborted before", async () => {
-      await adyen.close();
-      const refused = await gateway.charge(chargeOf("visa"), patient);
+      const away = createAdyenGateway({ ...settings, baseUrl: nowhere });
+      const refused = await away.charge(chargeOf("visa"), patient);
+      away.close();
       const late = await gateway.charge(chargeOf("visa"), { timeoutMs: 0 });
       const aborted = await gateway.charge(chargeOf("visa"), { ...patient, signal: AbortSignal.abort() });
       expect(refused).to.include({ kind: "not_executed", cause: "connection_failed", proves: "this_send" });
       expect(late).to.include({ kind: "not_executed", cause: "timeout" });
       expect(aborted).to.include({ kind: "not_executed", cause: "aborted" });
+      expect(adyen.requests).to.have.length(0);
     });
   });
 
@@ -254,8 +259,10 @@ describe("The Adyen gateway", () => {
     }
 
     it("does not take a void that was not sent for one that was", async () => {
-      await adyen.close();
-      expect(await gateway.void({ reference: "a1" }, patient)).to.include({ kind: "unknown", cause: "not_sent" });
+      const away = createAdyenGateway({ ...settings, baseUrl: nowhere });
+      const answer = await away.void({ reference: "a1" }, patient);
+      away.close();
+      expect(answer).to.include({ kind: "unknown", cause: "not_sent" });
     });
 
     it("says that Adyen cannot be asked about charges and refunds", async () => {

@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { appendFile, mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { createServer, type IncomingMessage, type RequestListener, type ServerResponse } from "node:http";
-import { type AddressInfo, connect, createServer as createTcpServer } from "node:net";
+import { type AddressInfo, connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { PassThrough } from "node:stream";
@@ -10,8 +10,15 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { expect } from "chai";
 import { pino } from "pino";
+import sinon from "sinon";
 import { runSandbox } from "../../../src/commands/sandbox.ts";
-import type { ChargeRequest, Gateway, RefundRequest, WebhookRequest } from "../../../src/payments/gateways/gateway.ts";
+import type {
+  ChargeAnswer,
+  ChargeRequest,
+  Gateway,
+  RefundRequest,
+  WebhookRequest,
+} from "../../../src/payments/gateways/gateway.ts";
 import { createSandboxGateway } from "../../../src/payments/gateways/sandbox.ts";
 import type { SandboxGatewayName } from "../../../src/payments/gateways/sandbox-protocol.ts";
 import {
@@ -23,9 +30,15 @@ import {
 import { signWebhook } from "../../../src/payments/gateways/sandbox-webhook.ts";
 
 const log = pino({ level: "silent" });
-const lateMs = 60;
-const patient = { timeoutMs: 5_000 };
+const lateMs = 10;
+/** For what must not happen by itself while a test runs. */
+const neverMs = 600_000;
+/** What a test waits for at most; only one that fails waits so long. */
+const waitMs = 20_000;
+const patient = { timeoutMs: 30_000 };
 const impatient = { timeoutMs: 80 };
+/** Nothing listens here. */
+const nowhere = "http://127.0.0.1:1";
 const webhookSecret = "whsec_0123456789abcdef";
 
 interface ListedCharge {
@@ -55,9 +68,22 @@ async function temporaryFolder(): Promise<string> {
 
 async function start(options: Partial<SandboxOptions> = {}): Promise<Sandbox> {
   const dataDir = options.dataDir ?? (await temporaryFolder());
-  const sandbox = await startSandbox({ port: 0, log, lateMs, hangMs: 2_000, ...options, dataDir });
+  const sandbox = await startSandbox({ port: 0, log, lateMs, hangMs: neverMs, ...options, dataDir });
   endings.push(() => sandbox.close());
   return sandbox;
+}
+
+/** Any program may have been given the port for a connection of its own meanwhile: this waits until it is free. */
+async function startOnFreedPort(options: Partial<SandboxOptions>): Promise<void> {
+  const failure = await eventually(
+    () =>
+      start(options).then(
+        () => undefined,
+        (error: unknown) => error,
+      ),
+    (error) => !(error instanceof SandboxStartError),
+  );
+  if (failure !== undefined) throw failure;
 }
 
 function gatewayAt(baseUrl: string, name: SandboxGatewayName = "sandbox-primary"): Gateway {
@@ -69,6 +95,10 @@ function gatewayAt(baseUrl: string, name: SandboxGatewayName = "sandbox-primary"
 async function listCharges(sandbox: { url: string }): Promise<ListedCharge[]> {
   const response = await fetch(`${sandbox.url}/charges`);
   return ((await response.json()) as { charges: ListedCharge[] }).charges;
+}
+
+async function stateOf(sandbox: { url: string }, reference: string): Promise<string | undefined> {
+  return (await listCharges(sandbox)).find((charge) => charge.reference === reference)?.state;
 }
 
 async function onlyCharge(sandbox: { url: string }): Promise<ListedCharge> {
@@ -94,13 +124,60 @@ async function post(url: string, body?: unknown): Promise<{ status: number; json
 }
 
 /** Asks until the condition holds; the last value is what a failing test shows. */
-async function eventually<T>(ask: () => Promise<T> | T, holds: (value: T) => boolean, withinMs = 5_000): Promise<T> {
-  const end = Date.now() + withinMs;
+async function eventually<T>(ask: () => Promise<T> | T, holds: (value: T) => boolean): Promise<T> {
+  const end = Date.now() + waitMs;
   for (;;) {
     const value = await ask();
     if (holds(value) || Date.now() > end) return value;
     await sleep(10);
   }
+}
+
+interface UntimedCall<T> {
+  readonly answer: Promise<T>;
+  readonly runOut: () => void;
+}
+
+/** Makes a call whose time does not pass, and is over once `runOut` says so: it can never be over too early. */
+function startUntimed<T>(call: () => Promise<T>): UntimedCall<T> {
+  const clock = sinon.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  try {
+    return { answer: call(), runOut: () => clock.tick(patient.timeoutMs) };
+  } finally {
+    // The call has its timer by now; those of the sandbox in this process are to run.
+    clock.restore();
+  }
+}
+
+/** Sends a charge that hangs, and waits until the sandbox has it in its books. */
+async function startHanging(
+  sandbox: { url: string },
+  gateway: Gateway,
+  request: ChargeRequest,
+): Promise<UntimedCall<ChargeAnswer>> {
+  const charging = startUntimed(() => gateway.charge(request, patient));
+  await eventually(
+    () => stateOf(sandbox, request.reference),
+    (state) => state !== undefined,
+  );
+  return charging;
+}
+
+/** Charges as a client that gives up once the sandbox has the charge in its books. */
+async function giveUp(sandbox: { url: string }, gateway: Gateway, request: ChargeRequest): Promise<ChargeAnswer> {
+  const { answer, runOut } = await startHanging(sandbox, gateway, request);
+  runOut();
+  return await answer;
+}
+
+/** Waits until everything late that has begun is over: a late capture that begins now comes after it. */
+async function passLate(sandbox: { url: string }, gateway: Gateway): Promise<void> {
+  await giveUp(sandbox, gateway, chargeOf("last", "tok_late_capture"));
+  const state = await eventually(
+    () => stateOf(sandbox, "last"),
+    (now) => now === "captured",
+  );
+  expect(state, "the last late capture").to.equal("captured");
 }
 
 /** An HTTP server that misbehaves as its handler says. */
@@ -115,15 +192,6 @@ async function fakeServer(handler: RequestListener): Promise<string> {
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
-async function unusedPort(): Promise<number> {
-  const server = createTcpServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, "close");
-  return port;
-}
-
 /** A sandbox in a process of its own, as `npm run sandbox` makes one. */
 async function startChild(dataDir: string, options: object = {}): Promise<{ child: ChildProcess; url: string }> {
   const source = fileURLToPath(new URL("../../../src/commands/sandbox.ts", import.meta.url));
@@ -131,7 +199,7 @@ async function startChild(dataDir: string, options: object = {}): Promise<{ chil
     import { pino } from "pino";
     import { runSandbox } from ${JSON.stringify(source)};
     await runSandbox({ ...JSON.parse(process.argv[1]), log: pino({ level: "silent" }), stopAtEndOf: process.stdin });`;
-  const settings = JSON.stringify({ port: 0, dataDir, lateMs, hangMs: 2_000, ...options });
+  const settings = JSON.stringify({ port: 0, dataDir, lateMs, hangMs: neverMs, ...options });
   const child = spawn(process.execPath, ["--input-type=module", "-e", script, settings], {
     stdio: ["pipe", "pipe", "inherit"],
   });
@@ -150,7 +218,6 @@ async function startChild(dataDir: string, options: object = {}): Promise<{ chil
     eventually(
       () => output,
       (text) => text.includes("\n"),
-      20_000,
     ),
     ended,
   ]);
@@ -209,6 +276,8 @@ describe("payment sandbox", function () {
     }
 
     it("never executes tok_timeout: unknown, then not found, then voided for good", async () => {
+      // Over a connection that stands already, the charge is sent at once, however short its time is.
+      await primary.lookup({ reference: "a0" }, patient);
       const answer = await primary.charge(chargeOf("a1", "tok_timeout"), impatient);
       expect(answer).to.include({ kind: "unknown", cause: "timeout" });
       expect(await primary.lookup({ reference: "a1" }, patient)).to.deep.equal({ kind: "not_found" });
@@ -232,7 +301,9 @@ describe("payment sandbox", function () {
       ["tok_garbage", "malformed_answer"],
     ] as const) {
       it(`captures ${token} though the answer is unknown (${cause}); a lookup and a second send tell`, async () => {
-        const answer = await primary.charge(chargeOf("a1", token), { timeoutMs: 500 });
+        const request = chargeOf("a1", token);
+        const answer =
+          cause === "timeout" ? await giveUp(sandbox, primary, request) : await primary.charge(request, patient);
         expect(answer).to.include({ kind: "unknown", cause });
         const found = await primary.lookup({ reference: "a1" }, patient);
         expect(found).to.deep.nested.include({ kind: "found", "charge.captured": { currency: "USD", minor: 1_099n } });
@@ -249,15 +320,24 @@ describe("payment sandbox", function () {
     }
 
     it("captures tok_late_capture only after the client has given up", async () => {
-      const answer = await primary.charge(chargeOf("a1", "tok_late_capture"), impatient);
-      expect(answer).to.include({ kind: "unknown", cause: "timeout" });
-      expect(await primary.lookup({ reference: "a1" }, patient)).to.deep.equal({ kind: "not_found" });
-      expect(await onlyCharge(sandbox)).to.have.property("state", "pending");
+      const { answer, runOut } = await startHanging(sandbox, primary, chargeOf("a1", "tok_late_capture"));
+      await passLate(sandbox, primary);
+      expect(await stateOf(sandbox, "a1"), "while the client waits").to.equal("pending");
+      runOut();
+      expect(await answer).to.include({ kind: "unknown", cause: "timeout" });
       const found = await eventually(
         () => primary.lookup({ reference: "a1" }, patient),
         (lookup) => lookup.kind === "found",
       );
       expect(found).to.deep.nested.include({ kind: "found", "charge.outcome": "captured" });
+    });
+
+    it("does not find tok_late_capture until it is captured", async () => {
+      const late = await start({ lateMs: neverMs });
+      const gateway = gatewayAt(late.url);
+      await giveUp(late, gateway, chargeOf("a1", "tok_late_capture"));
+      expect(await gateway.lookup({ reference: "a1" }, patient)).to.deep.equal({ kind: "not_found" });
+      expect(await onlyCharge(late)).to.have.property("state", "pending");
     });
 
     for (const [token, cause] of [
@@ -327,7 +407,7 @@ describe("payment sandbox", function () {
     });
 
     it("sends nothing that the sandbox would refuse as invalid", async () => {
-      const gateway = gatewayAt(`http://127.0.0.1:${await unusedPort()}`);
+      const gateway = gatewayAt(nowhere);
       for (const invalid of [
         chargeOf("a/b", "tok_visa"),
         chargeOf("", "tok_visa"),
@@ -369,7 +449,7 @@ describe("payment sandbox", function () {
       const gateway = gatewayAt((await start({ latencyMs: 50 })).url);
       const begin = performance.now();
       await gateway.charge(chargeOf("a1", "tok_visa"), patient);
-      expect(performance.now() - begin).to.be.within(45, 1_000);
+      expect(performance.now() - begin).to.be.at.least(45);
     });
   });
 
@@ -388,13 +468,30 @@ describe("payment sandbox", function () {
       expect(await onlyCharge(sandbox)).to.include({ state: "voided", captured_minor: 0 });
     });
 
+    it("lets a void win over a late capture that has not come yet", async () => {
+      const sandbox = await start({ lateMs: neverMs });
+      const gateway = gatewayAt(sandbox.url);
+      await giveUp(sandbox, gateway, chargeOf("a1", "tok_late_capture"));
+      expect(await gateway.void({ reference: "a1" }, patient)).to.deep.equal({ kind: "voided" });
+      expect(await onlyCharge(sandbox)).to.include({ state: "voided", captured_minor: 0 });
+    });
+
+    it("lets a late capture win over a void that comes after it", async () => {
+      const sandbox = await start();
+      const gateway = gatewayAt(sandbox.url);
+      await giveUp(sandbox, gateway, chargeOf("a1", "tok_late_capture"));
+      await passLate(sandbox, gateway);
+      const answer = await gateway.void({ reference: "a1" }, patient);
+      expect(answer).to.deep.nested.include({ kind: "executed", "result.outcome": "captured" });
+      expect(await stateOf(sandbox, "a1")).to.equal("captured");
+    });
+
     it("lets a void and a late capture race: whoever the void's answer names has won for good", async () => {
-      const raceLateMs = 15;
-      const sandbox = await start({ lateMs: raceLateMs });
+      const sandbox = await start({ lateMs: 15 });
       const gateway = gatewayAt(sandbox.url);
       const race = async (index: number): Promise<{ reference: string; saysCaptured: boolean }> => {
         const reference = `race-${index}`;
-        await gateway.charge(chargeOf(reference, "tok_late_capture"), { timeoutMs: 20 });
+        await giveUp(sandbox, gateway, chargeOf(reference, "tok_late_capture"));
         await sleep((index % 30) + Math.random());
         const answer = await gateway.void({ reference }, patient);
         expect(["voided", "executed"], `void of ${reference}: ${JSON.stringify(answer, bigintText)}`).to.include(
@@ -406,27 +503,22 @@ describe("payment sandbox", function () {
       for (let round = 0; round < 10; round += 1) {
         said.push(...(await Promise.all(Array.from({ length: 30 }, (_, index) => race(round * 30 + index)))));
       }
-      await sleep(raceLateMs * 4);
+      await passLate(sandbox, gateway);
       const states = new Map((await listCharges(sandbox)).map((charge) => [charge.reference, charge.state]));
       for (const { reference, saysCaptured } of said) {
         expect(states.get(reference), reference).to.equal(saysCaptured ? "captured" : "voided");
       }
-      const captured = said.filter((outcome) => outcome.saysCaptured).length;
-      expect(captured, "both sides must have won sometimes").to.be.within(1, said.length - 1);
     });
 
-    it("voids a charge whose request is still hanging", async () => {
+    it("voids a charge whose request is still hanging, for good", async () => {
       const sandbox = await start();
       const gateway = gatewayAt(sandbox.url);
-      const charging = gateway.charge(chargeOf("a1", "tok_late_capture"), { timeoutMs: 300 });
-      await eventually(
-        () => listCharges(sandbox),
-        (charges) => charges.length === 1,
-      );
+      const { answer, runOut } = await startHanging(sandbox, gateway, chargeOf("a1", "tok_late_capture"));
       expect(await gateway.void({ reference: "a1" }, patient)).to.deep.equal({ kind: "voided" });
-      expect(await charging).to.include({ kind: "unknown" });
-      await sleep(lateMs * 3);
-      expect(await onlyCharge(sandbox)).to.include({ state: "voided", captured_minor: 0 });
+      runOut();
+      expect(await answer).to.include({ kind: "unknown" });
+      await passLate(sandbox, gateway);
+      expect(await stateOf(sandbox, "a1")).to.equal("voided");
     });
   });
 
@@ -489,15 +581,21 @@ describe("payment sandbox", function () {
       expect(await gateway.lookupRefund(refundOf("r1", "nothing", 1n), patient)).to.deep.equal({ kind: "not_found" });
     });
 
-    it("completes a refund of tok_refund_pending later", async () => {
-      await gateway.charge(chargeOf("a1", "tok_refund_pending", 100n), patient);
-      expect(await gateway.refund(refundOf("r1", "a1", 60n), patient)).to.include({ kind: "pending" });
-      expect(await gateway.lookupRefund(refundOf("r1", "a1", 60n), patient)).to.deep.equal({
+    it("keeps a refund of tok_refund_pending pending, which holds its amount", async () => {
+      const slow = gatewayAt((await start({ lateMs: neverMs })).url);
+      await slow.charge(chargeOf("a1", "tok_refund_pending", 100n), patient);
+      expect(await slow.refund(refundOf("r1", "a1", 60n), patient)).to.include({ kind: "pending" });
+      expect(await slow.lookupRefund(refundOf("r1", "a1", 60n), patient)).to.deep.equal({
         kind: "found",
         result: { outcome: "pending" },
       });
-      const second = await gateway.refund(refundOf("r2", "a1", 60n), patient);
-      expect(second, "a pending refund holds its amount").to.deep.nested.include({ "result.outcome": "failed" });
+      const second = await slow.refund(refundOf("r2", "a1", 60n), patient);
+      expect(second).to.deep.nested.include({ "result.outcome": "failed" });
+    });
+
+    it("completes a refund of tok_refund_pending later", async () => {
+      await gateway.charge(chargeOf("a1", "tok_refund_pending", 100n), patient);
+      expect(await gateway.refund(refundOf("r1", "a1", 60n), patient)).to.include({ kind: "pending" });
       const found = await eventually(
         () => gateway.lookupRefund(refundOf("r1", "a1", 60n), patient),
         (lookup) => lookup.kind === "found" && lookup.result.outcome !== "pending",
@@ -512,7 +610,13 @@ describe("payment sandbox", function () {
         "result.reason": "refund_declined",
       });
       await gateway.charge(chargeOf("a2", "tok_refund_timeout", 100n), patient);
-      expect(await gateway.refund(refundOf("r2", "a2", 60n), impatient)).to.include({ kind: "unknown" });
+      const { answer, runOut } = startUntimed(() => gateway.refund(refundOf("r2", "a2", 60n), patient));
+      await eventually(
+        () => gateway.lookupRefund(refundOf("r2", "a2", 60n), patient),
+        (lookup) => lookup.kind === "found",
+      );
+      runOut();
+      expect(await answer).to.include({ kind: "unknown", cause: "timeout" });
       expect(await gateway.refund(refundOf("r2", "a2", 60n), patient)).to.deep.nested.include({
         "result.outcome": "completed",
       });
@@ -553,10 +657,10 @@ describe("payment sandbox", function () {
   describe("durable memory", () => {
     it("keeps every acknowledged charge, void and refund when it is killed in the middle of many", async () => {
       const dataDir = await temporaryFolder();
-      const first = await startChild(dataDir);
+      const first = await startChild(dataDir, { lateMs: neverMs });
       const before = gatewayAt(first.url);
       await before.void({ reference: "buried" }, patient);
-      await before.charge(chargeOf("late", "tok_late_capture"), { timeoutMs: 30 });
+      await giveUp(first, before, chargeOf("late", "tok_late_capture"));
       const acknowledged: string[] = [];
       const refunded: string[] = [];
       let running = true;
@@ -664,13 +768,16 @@ describe("payment sandbox", function () {
       const dataDir = await temporaryFolder();
       const { child, url } = await startChild(dataDir);
       expect((await fetch(`${url}/health`)).status).to.equal(200);
-      const hanging = gatewayAt(url).charge(chargeOf("a1", "tok_timeout"), patient);
-      await sleep(50);
+      const hanging = gatewayAt(url).charge(chargeOf("a1", "tok_timeout_captured"), patient);
+      await eventually(
+        () => stateOf({ url }, "a1"),
+        (state) => state !== undefined,
+      );
       await kill(child, "SIGTERM");
       expect(child.exitCode).to.equal(0);
       expect(await hanging).to.include({ kind: "unknown", cause: "connection_lost" });
       const again = await start({ dataDir });
-      expect(await listCharges(again)).to.deep.equal([]);
+      expect(await onlyCharge(again)).to.include({ reference: "a1", state: "captured" });
     });
 
     it("ends when the program that started it is gone", async () => {
@@ -770,7 +877,7 @@ describe("payment sandbox", function () {
     };
 
     it("proves a refused connection not executed, and a lookup or void without one unknown", async () => {
-      const gateway = gatewayAt(`http://127.0.0.1:${await unusedPort()}`);
+      const gateway = gatewayAt(nowhere);
       const answer = await gateway.charge(chargeOf("a1", "tok_visa"), patient);
       expect(answer).to.include({ kind: "not_executed", cause: "connection_failed", proves: "this_send" });
       expect(answer).to.have.property("detail").that.includes("ECONNREFUSED");
@@ -780,7 +887,7 @@ describe("payment sandbox", function () {
     });
 
     it("proves a name with several refused addresses not executed", async () => {
-      const gateway = gatewayAt(`http://localhost:${await unusedPort()}`);
+      const gateway = gatewayAt("http://localhost:1");
       expect(await gateway.charge(chargeOf("a1", "tok_visa"), patient)).to.include({ cause: "connection_failed" });
     });
 
@@ -793,14 +900,6 @@ describe("payment sandbox", function () {
           response.write('{"charge":', () => response.destroy());
         },
         "connection_lost",
-      ],
-      [
-        "an answer that drips without end",
-        (_incoming, response) => {
-          const timer = setInterval(() => response.write(" "), 10);
-          response.on("close", () => clearInterval(timer));
-        },
-        "timeout",
       ],
       ["a bare 503", respond(503, "<html>Service Unavailable</html>"), "gateway_error"],
       ["a bare 429", respond(429, ""), "gateway_error"],
@@ -832,17 +931,40 @@ describe("payment sandbox", function () {
       ],
     ];
 
+    function everyCall(gateway: Gateway): (() => Promise<object>)[] {
+      return [
+        () => gateway.charge(chargeOf("a1", "tok_visa"), patient),
+        () => gateway.lookup({ reference: "a1" }, patient),
+        () => gateway.void({ reference: "a1" }, patient),
+        () => gateway.refund(refundOf("r1", "a1", 1n), patient),
+        () => gateway.lookupRefund(refundOf("r1", "a1", 1n), patient),
+      ];
+    }
+
     for (const [name, handler, cause] of unknowns) {
       it(`takes ${name} for unknown (${cause}), in every call`, async () => {
         const gateway = gatewayAt(await fakeServer(handler));
-        const bound = { timeoutMs: cause === "timeout" ? 100 : 5_000 };
-        expect(await gateway.charge(chargeOf("a1", "tok_visa"), bound)).to.include({ kind: "unknown", cause });
-        expect(await gateway.lookup({ reference: "a1" }, bound)).to.include({ kind: "unknown", cause });
-        expect(await gateway.void({ reference: "a1" }, bound)).to.include({ kind: "unknown", cause });
-        expect(await gateway.refund(refundOf("r1", "a1", 1n), bound)).to.include({ kind: "unknown", cause });
-        expect(await gateway.lookupRefund(refundOf("r1", "a1", 1n), bound)).to.include({ kind: "unknown", cause });
+        for (const call of everyCall(gateway)) expect(await call()).to.include({ kind: "unknown", cause });
       });
     }
+
+    it("takes an answer that drips without end for unknown (timeout), in every call", async () => {
+      let dripped = (): void => undefined;
+      const url = await fakeServer((_incoming, response) => {
+        let drops = 0;
+        const onDrop = (): void => {
+          drops += 1;
+          if (drops === 3) dripped();
+        };
+        const timer = setInterval(() => response.write(" ", onDrop), 1);
+        response.on("close", () => clearInterval(timer));
+      });
+      for (const call of everyCall(gatewayAt(url))) {
+        const { answer, runOut } = startUntimed(call);
+        dripped = runOut;
+        expect(await answer).to.include({ kind: "unknown", cause: "timeout" });
+      }
+    });
 
     it("takes a capture told as answer to a void that is no refusal for malformed, never for proof", async () => {
       const gateway = gatewayAt(await fakeServer(respond(200, JSON.stringify({ charge: wireCharge("a1") }))));
@@ -874,20 +996,21 @@ describe("payment sandbox", function () {
     });
 
     it("takes an abort after sending for unknown", async () => {
-      const gateway = gatewayAt((await start()).url);
       const abort = new AbortController();
-      setTimeout(() => abort.abort(), 50);
-      const answer = await gateway.charge(chargeOf("a1", "tok_timeout"), { ...patient, signal: abort.signal });
+      const gateway = gatewayAt(await fakeServer(() => abort.abort()));
+      const answer = await gateway.charge(chargeOf("a1", "tok_visa"), { ...patient, signal: abort.signal });
       expect(answer).to.include({ kind: "unknown", cause: "aborted" });
     });
 
     it("proves a charge not executed that never got a connection within its time", async () => {
       const gateway = gatewayAt((await start()).url);
+      const end = new AbortController();
       const holders = Array.from({ length: 256 }, (_, index) =>
-        gateway.charge(chargeOf(`hold-${index}`, "tok_timeout"), { timeoutMs: 1_500 }),
+        gateway.charge(chargeOf(`hold-${index}`, "tok_timeout"), { ...patient, signal: end.signal }),
       );
-      const answer = await gateway.charge(chargeOf("a1", "tok_visa"), { timeoutMs: 300 });
+      const answer = await gateway.charge(chargeOf("a1", "tok_visa"), impatient);
       expect(answer).to.include({ kind: "not_executed", cause: "timeout", proves: "this_send" });
+      end.abort();
       await Promise.all(holders);
       expect(await gateway.charge(chargeOf("a1", "tok_visa"), patient)).to.include({ kind: "executed" });
     });
@@ -909,9 +1032,13 @@ describe("payment sandbox", function () {
       const gateway = gatewayAt(first.url);
       await gateway.charge(chargeOf("a1", "tok_visa"), patient);
       await first.close();
-      const away = await gateway.charge(chargeOf("a2", "tok_visa"), patient);
+      // The end of the kept connection may not be here yet, and a request over it is lost.
+      const away = await eventually(
+        () => gateway.charge(chargeOf("a2", "tok_visa"), patient),
+        (answer) => answer.kind === "not_executed",
+      );
       expect(away).to.include({ kind: "not_executed", cause: "connection_failed" });
-      await start({ dataDir, port: first.port });
+      await startOnFreedPort({ dataDir, port: first.port });
       expect(await gateway.lookup({ reference: "a1" }, patient)).to.include({ kind: "found" });
     });
 
@@ -1063,48 +1190,52 @@ describe("payment sandbox", function () {
       expect(new Set(ids).size, "each event has an id of its own").to.equal(expected.length);
     });
 
-    it("sends an event again until it is taken", async () => {
-      const { url, types } = await receiver([500, 503, 302]);
-      const sandbox = await start({ webhook: { url, secret: webhookSecret, firstRetryMs: 5 } });
-      await gatewayAt(sandbox.url).charge(chargeOf("a1", "tok_visa"), patient);
-      await eventually(
-        () => types.length,
-        (count) => count >= 1,
+    /** Waits until the sandbox has noted that so many events need no more sending. */
+    async function untilOver(dataDir: string, events: number): Promise<void> {
+      const over = await eventually(
+        async () => (await readFile(join(dataDir, "sandbox.jsonl"), "utf8")).split('"delivered"').length - 1,
+        (count) => count >= events,
       );
-      await sleep(50);
-      expect(types).to.deep.equal(["charge_captured"]);
+      expect(over, "events that need no more sending").to.equal(events);
+    }
+
+    it("sends an event again until it is taken, and not after that", async () => {
+      const dataDir = await temporaryFolder();
+      const { url, types } = await receiver([500, 503, 302]);
+      const sandbox = await start({ dataDir, webhook: { url, secret: webhookSecret, firstRetryMs: 5 } });
+      const gateway = gatewayAt(sandbox.url);
+      await gateway.charge(chargeOf("a1", "tok_visa"), patient);
+      await untilOver(dataDir, 1);
+      await gateway.charge(chargeOf("a2", "tok_declined"), patient);
+      await untilOver(dataDir, 2);
+      expect(types).to.deep.equal(["charge_captured", "charge_declined"]);
     });
 
     it("gives an event up after its attempts, and goes on with others", async () => {
+      const dataDir = await temporaryFolder();
       const { url, types } = await receiver([500, 500]);
-      const sandbox = await start({ webhook: { url, secret: webhookSecret, firstRetryMs: 1, maxAttempts: 2 } });
-      const gateway = gatewayAt(sandbox.url);
+      const webhook = { url, secret: webhookSecret, firstRetryMs: 1, maxAttempts: 2 };
+      const gateway = gatewayAt((await start({ dataDir, webhook })).url);
       await gateway.charge(chargeOf("a1", "tok_visa"), patient);
-      await sleep(100);
+      await untilOver(dataDir, 1);
       await gateway.charge(chargeOf("a2", "tok_declined"), patient);
-      await eventually(
-        () => types.length,
-        (count) => count >= 1,
-      );
+      await untilOver(dataDir, 2);
       expect(types).to.deep.equal(["charge_declined"]);
     });
 
     it("keeps events over a restart until they are taken, and sends none twice that were", async () => {
       const dataDir = await temporaryFolder();
-      const away = `http://127.0.0.1:${await unusedPort()}`;
-      const first = await start({ dataDir, webhook: { url: away, secret: webhookSecret } });
+      const first = await start({ dataDir, webhook: { url: nowhere, secret: webhookSecret } });
       await gatewayAt(first.url).charge(chargeOf("a1", "tok_visa"), patient);
       await first.close();
       const { url, types } = await receiver();
       const second = await start({ dataDir, webhook: { url, secret: webhookSecret } });
-      await eventually(
-        () => types.length,
-        (count) => count >= 1,
-      );
+      await untilOver(dataDir, 1);
       await second.close();
-      await start({ dataDir, webhook: { url, secret: webhookSecret } });
-      await sleep(50);
-      expect(types).to.deep.equal(["charge_captured"]);
+      const third = await start({ dataDir, webhook: { url, secret: webhookSecret } });
+      await gatewayAt(third.url).charge(chargeOf("a2", "tok_declined"), patient);
+      await untilOver(dataDir, 2);
+      expect(types).to.deep.equal(["charge_captured", "charge_declined"]);
     });
   });
 });

@@ -1,14 +1,15 @@
-import { createServer } from "node:net";
 import { expect } from "chai";
 import { Stripe } from "stripe";
 import type { ChargeRequest, Gateway, GatewayEvent, WebhookVerdict } from "../../../src/payments/gateways/gateway.ts";
 import { createStripeGateway } from "../../../src/payments/gateways/stripe.ts";
 import { StripeServer, stripeSignature } from "../../support/stripe-server.ts";
+import { timeOutWhen } from "../../support/vendor-server.ts";
 
 const apiKey = "sk_test_0123456789";
 const webhookSecret = "whsec_0123456789abcdef";
 const patient = { timeoutMs: 5_000 };
-const impatient = { timeoutMs: 150 };
+/** Nothing listens here. */
+const nowhere = "http://127.0.0.1:1";
 const internalError = { status: 500, body: { error: { type: "api_error", message: "Oops" } } };
 
 describe("The Stripe gateway", () => {
@@ -103,8 +104,14 @@ describe("The Stripe gateway", () => {
     });
 
     it("charges nothing when storing the intent's id takes all the time", async () => {
-      const remember = () => Promise.withResolvers<void>().promise;
-      const answer = await gateway.charge({ ...chargeOf("pm_card_visa"), remember }, impatient);
+      const storing = Promise.withResolvers<void>();
+      const remember = () => {
+        storing.resolve();
+        return Promise.withResolvers<void>().promise;
+      };
+      const answer = await timeOutWhen(storing.promise, () =>
+        gateway.charge({ ...chargeOf("pm_card_visa"), remember }, patient),
+      );
       expect(answer).to.include({ kind: "not_executed", cause: "timeout" });
       expect(stripe.count("confirm")).to.equal(0);
     });
@@ -223,7 +230,8 @@ describe("The Stripe gateway", () => {
     for (const [what, fault, cause] of faults) {
       it(`has proof that nothing was charged when ${what}, since nothing was confirmed`, async () => {
         stripe.fail({ on: "create", ...fault });
-        const answer = await gateway.charge(chargeOf("pm_card_visa"), fault.answer === "hang" ? impatient : patient);
+        const charge = () => gateway.charge(chargeOf("pm_card_visa"), patient);
+        const answer = fault.answer === "hang" ? await timeOutWhen(stripe.hung, charge) : await charge();
         expect(answer).to.include({ kind: "not_executed", cause, proves: "this_send" });
         expect({ creates: stripe.count("create"), confirms: stripe.count("confirm") }).to.deep.equal({
           creates: 1,
@@ -262,7 +270,8 @@ describe("The Stripe gateway", () => {
     for (const [what, fault, cause, charged] of faults) {
       it(`knows nothing when ${what}, and sends nothing again by itself`, async () => {
         stripe.fail({ on: "confirm", ...fault });
-        const answer = await gateway.charge(chargeOf("pm_card_visa"), fault.answer === "hang" ? impatient : patient);
+        const charge = () => gateway.charge(chargeOf("pm_card_visa"), patient);
+        const answer = fault.answer === "hang" ? await timeOutWhen(stripe.hung, charge) : await charge();
         expect(answer).to.include({ kind: "unknown", cause });
         expect({ confirms: stripe.count("confirm"), captured: stripe.captured }).to.deep.equal({
           confirms: 1,
@@ -320,7 +329,7 @@ describe("The Stripe gateway", () => {
 
   describe("when nothing can be sent", () => {
     it("has proof when the connection is refused", async () => {
-      const away = createStripeGateway({ apiKey, baseUrl: `http://127.0.0.1:${await closedPort()}` });
+      const away = createStripeGateway({ apiKey, baseUrl: nowhere });
       const answer = await away.charge(chargeOf("pm_card_visa"), patient);
       away.close();
       expect(answer).to.include({ kind: "not_executed", cause: "connection_failed", proves: "this_send" });
@@ -335,7 +344,7 @@ describe("The Stripe gateway", () => {
     });
 
     it("never takes a question that was not sent for an answer", async () => {
-      const away = createStripeGateway({ apiKey, baseUrl: `http://127.0.0.1:${await closedPort()}` });
+      const away = createStripeGateway({ apiKey, baseUrl: nowhere });
       const attempt = { reference: "a1", gatewayReference: "pi_1", amount: usd(1n) };
       const refund = { key: "r1", reference: "a1", transactionId: "pi_1" };
       const answers = [
@@ -793,15 +802,4 @@ async function until(holds: () => boolean, withinMs = 5_000): Promise<void> {
     if (performance.now() > end) expect.fail(`It did not hold within ${withinMs} ms.`);
     await new Promise((resolve) => setTimeout(resolve, 2));
   }
-}
-
-/** A port on which nothing listens. */
-async function closedPort(): Promise<number> {
-  const { promise, resolve } = Promise.withResolvers<number>();
-  const server = createServer().listen(0, "127.0.0.1", () => {
-    const address = server.address();
-    const port = typeof address === "object" && address !== null ? address.port : 0;
-    server.close(() => resolve(port));
-  });
-  return promise;
 }
