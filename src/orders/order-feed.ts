@@ -76,9 +76,11 @@ export class OrderFeed {
     after: Position | undefined,
     signal: AbortSignal,
   ): AsyncGenerator<FeedMessage> {
+    const found = this.#position ?? (await this.#store.feedPosition());
+    // Meanwhile the server may have been told to stop, and another have begun and been told of what is before `found`.
     if (this.#closed) throw draining();
     if (this.#watchers.size >= MAX_WATCHERS) throw tooMany();
-    this.#position ??= await this.#store.feedPosition();
+    this.#position ??= found;
     const watcher: Watcher = { customerId, queue: [], ended: undefined, wake: () => {} };
     const joined = this.#position;
     this.#watchers.add(watcher);

@@ -4,7 +4,10 @@ import sinon from "sinon";
 import { type Order, OrderStatus } from "../../gen/tradepost/order/v1/order_pb.js";
 import type { WatchOrdersResponse } from "../../gen/tradepost/order/v1/order_service_pb.js";
 import { Role } from "../../gen/tradepost/user/v1/user_pb.js";
+import { Listener } from "../../src/db/listen.ts";
+import { inTransaction } from "../../src/db/transaction.ts";
 import { DomainError } from "../../src/errors.ts";
+import { OrderFeed } from "../../src/orders/order-feed.ts";
 import { whileGood } from "../../src/server/interceptors/while-good.ts";
 import { sql } from "../support/database.ts";
 import {
@@ -296,6 +299,32 @@ describe("WatchOrders of a caller whose token is no longer good", () => {
   });
 });
 
+describe("two that begin to watch at once", () => {
+  const server = useServer();
+
+  it("miss nothing that happens while one of them still looks where to begin", async () => {
+    const [admin, ada] = await Promise.all([newAdmin(server), newCustomer(server)]);
+    const { id } = await newOrder(ada, [[await newProduct(admin), 1]]);
+    const { orders, orderFeed, db } = server.deps;
+    const look = orders.feedPosition.bind(orders);
+    const change = Promise.withResolvers<void>();
+    const looks = sinon.stub(orders, "feedPosition").callThrough();
+    looks.onFirstCall().callsFake(async () => {
+      await change.promise;
+      return look();
+    });
+    const leave = new AbortController();
+    const watching = [1, 2].map(() => orderFeed.watch(undefined, undefined, leave.signal).next());
+    await looks.secondCall.returnValue;
+    // As another replica does it: nobody here is told.
+    await inTransaction(db, (transaction) => orders.setPaymentState(id, "PENDING", new Date(), transaction));
+    change.resolve();
+    for (const { value } of await Promise.all(watching)) expect(value?.order?.id).to.equal(id);
+    leave.abort();
+    looks.restore();
+  });
+});
+
 describe("WatchOrders of a server that stops", () => {
   const server = useServer();
 
@@ -305,5 +334,15 @@ describe("WatchOrders of a server that stops", () => {
     // The call may still be on its way: whether it comes before or after, it is told the same.
     server.deps.orderFeed.close();
     expect(await ended).to.include({ code: "Unavailable", reason: "SERVER_DRAINING" });
+  });
+
+  it("ends, too, where it still looks where to begin", async () => {
+    const { orders, log } = server.deps;
+    const listener = new Listener({ url: server.database.url, log });
+    const feed = new OrderFeed({ store: orders, listener, log });
+    const watching = feed.watch(undefined, undefined, new AbortController().signal).next();
+    feed.close();
+    expect(await watching.catch((error: unknown) => error)).to.include({ reason: "SERVER_DRAINING" });
+    await listener.close();
   });
 });

@@ -172,7 +172,9 @@ export class Exchange {
 
   /** Whether all of the response has been handed over. */
   get #answered(): boolean {
-    return (this.stream ?? this.res).writableEnded;
+    if (this.stream === undefined) return this.res.writableEnded;
+    // Node.js ends the writing side of a stream that was reset before that, too, and calls it aborted.
+    return this.stream.writableEnded && !this.stream.aborted;
   }
 
   /** Ends the exchange's bookkeeping. The connection calls it too, because queued HTTP/1.1 responses never close. */
