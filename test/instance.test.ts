@@ -27,7 +27,8 @@ interface Contender {
   claim(dir: string): Promise<string>;
 }
 
-describe("claimInstance", () => {
+describe("claimInstance", function () {
+  this.timeout(120_000);
   let dir: string;
   const children: ChildProcess[] = [];
 
@@ -218,7 +219,8 @@ describe("claimInstance", () => {
   });
 });
 
-describe("processStartTime", () => {
+describe("processStartTime", function () {
+  this.timeout(60_000);
   it("is the same for one process at any time and undefined for one that has ended", async () => {
     const child = spawn(process.execPath, ["--eval", "process.stdin.resume()"], {
       stdio: ["pipe", "ignore", "ignore"],

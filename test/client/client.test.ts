@@ -1,6 +1,7 @@
 import { Code, ConnectError, type Interceptor } from "@connectrpc/connect";
 import { credentials, Metadata, type ServiceError } from "@grpc/grpc-js";
 import { expect } from "chai";
+import sinon from "sinon";
 import { CatalogService } from "../../gen/tradepost/order/v1/catalog_service_pb.js";
 import { OrderService } from "../../gen/tradepost/order/v1/order_service_pb.js";
 import { connectErrorFrom, createGrpcJsClient } from "../../src/client/grpc-js.ts";
@@ -86,6 +87,15 @@ describe("the client", () => {
   });
 
   describe("tokens", () => {
+    let started: sinon.SinonFakeTimers | undefined;
+    afterEach(() => started?.restore());
+
+    /** Makes the clock that tokens expire by stand still, but for what the test ticks. */
+    function startClock(): sinon.SinonFakeTimers {
+      started = sinon.useFakeTimers({ toFake: ["performance"] });
+      return started;
+    }
+
     it("sends a fixed token, one from a function, or none", async () => {
       await open({ token: "fixed" }).catalog.getProduct({ productId: "p" });
       await open({ token: async () => "fixed" }).catalog.getProduct({ productId: "p" });
@@ -114,10 +124,11 @@ describe("the client", () => {
     });
 
     it("refreshes before the token expires, without waiting for a refusal", async () => {
-      server.tokenLifeMs = 400;
+      const clock = startClock();
+      server.tokenLifeMs = 60_000;
       const { catalog } = open({ login });
       await catalog.getProduct({ productId: "p" });
-      await new Promise((resolve) => setTimeout(resolve, 320));
+      clock.tick(50_000);
       await catalog.getProduct({ productId: "p" });
       expect(server).to.include({ logins: 1, refreshes: 1, calls: 2 });
     });
@@ -152,13 +163,14 @@ describe("the client", () => {
     });
 
     it("goes on with a token that is still good when it cannot be refreshed yet", async () => {
-      server.tokenLifeMs = 1_200;
+      const clock = startClock();
+      server.tokenLifeMs = 60_000;
       const { catalog } = open({ login });
       await catalog.getProduct({ productId: "p" });
       server.onRefresh = () => {
         throw refusal(Code.Unavailable, "DATABASE_UNAVAILABLE");
       };
-      await new Promise((resolve) => setTimeout(resolve, 920));
+      clock.tick(50_000);
       await catalog.getProduct({ productId: "p" });
       expect(server).to.include({ logins: 1, refreshes: 1, calls: 2 });
     });

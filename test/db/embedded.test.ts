@@ -9,7 +9,7 @@ import { alive, connect, copyFolder, query, useEmbedded } from "./embedded/fixtu
 const LARGE_LOG_BYTES = 17 * 1024 * 1024;
 
 describe("startEmbedded", function () {
-  this.timeout(30_000);
+  this.timeout(120_000);
   let wasCreated = false;
   const embedded = useEmbedded(async (fixture) => {
     // Nobody else, not even the account that root could use, gets to data below such a folder.
@@ -102,7 +102,7 @@ describe("startEmbedded", function () {
 
   it("does not mistake a stranger for PostgreSQL whose pid stands in a stale pid file", async () => {
     embedded.useTemplate();
-    const stranger = embedded.keep(spawn("sleep", ["60"], { stdio: "ignore" }));
+    const stranger = embedded.keep(spawn("sleep", ["600"], { stdio: "ignore" }));
     const data = join(embedded.dataDir, "data");
     const lines = [stranger.pid, data, 1, 5432, "", "127.0.0.1", "0 0", "ready"];
     await writeFile(join(data, "postmaster.pid"), `${lines.join("\n")}\n`);

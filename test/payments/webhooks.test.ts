@@ -4,7 +4,7 @@ import { writeFile } from "node:fs/promises";
 import { Agent as HttpAgent, request } from "node:http";
 import { connect } from "node:http2";
 import { createServer as createHttpsServer, Agent as HttpsAgent } from "node:https";
-import net, { type AddressInfo } from "node:net";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { expect } from "chai";
 import { pino } from "pino";
@@ -34,6 +34,7 @@ import {
   text,
 } from "../support/factories.ts";
 import { fakeGateway } from "../support/fakes.ts";
+import { freePort } from "../support/ports.ts";
 import { until, usePrograms } from "../support/process.ts";
 import { type TestServer, useServer, WEBHOOK_SECRET } from "../support/server.ts";
 
@@ -67,15 +68,6 @@ const captureOf = (reference: string, minor: number, gateway = "sandbox-primary"
     ...{ response_code: "00", decline_reason: "", create_time: new Date().toISOString() },
   },
 });
-
-/** A port that was free a moment ago. */
-const freePort = async () => {
-  const taken = net.createServer().listen(0, "127.0.0.1");
-  await once(taken, "listening");
-  const { port } = taken.address() as AddressInfo;
-  await new Promise((resolve) => taken.close(resolve));
-  return port;
-};
 
 const waitingEvents = ({ database }: TestServer) =>
   sql<{ event_id: string }>(database, "SELECT event_id FROM webhook_events WHERE process_time IS NULL");

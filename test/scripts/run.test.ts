@@ -7,9 +7,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { expect } from "chai";
 
 const root = path.resolve(import.meta.dirname, "../..");
-const waitTimeoutMs = 10_000;
+const waitTimeoutMs = 60_000;
 
-/** Stands for npm: notes that it ran, takes a while, and leaves what an install leaves. */
+/** Stands for npm: notes that it ran, waits as it is told, and leaves what an install leaves. */
 const fakeNpm = `#!/usr/bin/env node
 import fs from "node:fs";
 fs.appendFileSync("npm.log", process.argv.slice(2).join(" ") + "\\n");
@@ -17,7 +17,8 @@ const plan = JSON.parse(fs.readFileSync("npm-plan.json", "utf8"));
 fs.rmSync("node_modules", { recursive: true, force: true });
 fs.mkdirSync("node_modules/dep", { recursive: true });
 fs.writeFileSync("node_modules/dep/package.json", "{}");
-await new Promise((resolve) => setTimeout(resolve, plan.durationMs));
+const isHeldUp = () => plan.waitsFor !== undefined && !fs.existsSync(plan.waitsFor);
+while (isHeldUp()) await new Promise((resolve) => setTimeout(resolve, 20));
 if (plan.error) { console.error(plan.error); process.exit(7); }
 const lock = JSON.parse(fs.readFileSync("package-lock.json", "utf8"));
 delete lock.packages[""];
@@ -41,6 +42,13 @@ note("ready");
 console.log("out");
 `;
 
+interface Started {
+  readonly child: ChildProcess;
+  readonly ended: Promise<Ended>;
+  /** What has come so far. */
+  readonly stderr: string;
+}
+
 interface Ended {
   readonly code: number | null;
   readonly signal: NodeJS.Signals | null;
@@ -48,7 +56,8 @@ interface Ended {
   readonly stderr: string;
 }
 
-describe("scripts/run.mjs", () => {
+describe("scripts/run.mjs", function () {
+  this.timeout(120_000);
   let project: string;
   let children: ChildProcess[];
 
@@ -58,13 +67,13 @@ describe("scripts/run.mjs", () => {
   };
   const lines = (file: string): string[] =>
     existsSync(path.join(project, file)) ? readFileSync(path.join(project, file), "utf8").trimEnd().split("\n") : [];
-  const plan = (change: { durationMs?: number; error?: string; leaveOut?: string[] }): void =>
-    write("npm-plan.json", JSON.stringify({ durationMs: 100, leaveOut: [], ...change }));
+  const plan = (change: { waitsFor?: string; error?: string; leaveOut?: string[] }): void =>
+    write("npm-plan.json", JSON.stringify({ leaveOut: [], ...change }));
   const locks = (): string[] =>
     existsSync(path.join(project, ".tradepost")) ? readdirSync(path.join(project, ".tradepost")) : [];
 
   /** Starts run.mjs in a process group of its own, as a terminal does. */
-  function start(args: string[], nodeFlags: string[] = []): { child: ChildProcess; ended: Promise<Ended> } {
+  function start(args: string[], nodeFlags: string[] = []): Started {
     const env = { PATH: `${path.join(project, "bin")}:${path.dirname(process.execPath)}:/usr/bin:/bin` };
     const command = [...nodeFlags, path.join(project, "scripts/run.mjs"), ...args];
     const child = spawn(process.execPath, command, { cwd: project, env, detached: true });
@@ -76,7 +85,13 @@ describe("scripts/run.mjs", () => {
     const ended = new Promise<Ended>((resolve) => {
       child.once("close", (code, signal) => resolve({ code, signal, stdout, stderr }));
     });
-    return { child, ended };
+    return {
+      child,
+      ended,
+      get stderr() {
+        return stderr;
+      },
+    };
   }
 
   async function until(what: string, condition: () => boolean): Promise<void> {
@@ -152,16 +167,19 @@ describe("scripts/run.mjs", () => {
   });
 
   it("runs one install when two start at once in a fresh checkout", async () => {
-    plan({ durationMs: 800, leaveOut: ["node_modules/elsewhere"] });
-    const both = await Promise.all([1, 2].map(() => start(["src/program.ts", "exit", "0"]).ended));
-    expect(both.map(({ code }) => code)).to.deep.equal([0, 0]);
-    expect(both.map(({ stderr }) => stderr).join("")).to.match(/Another process \(\d+\) is installing/);
+    plan({ waitsFor: "go", leaveOut: ["node_modules/elsewhere"] });
+    const both = [1, 2].map(() => start(["src/program.ts", "exit", "0"]));
+    const waits = /Another process \(\d+\) is installing/;
+    await until("one waits for the other", () => both.some(({ stderr }) => waits.test(stderr)));
+    write("go", "");
+    const codes = await Promise.all(both.map(async ({ ended }) => (await ended).code));
+    expect(codes, both.map(({ stderr }) => stderr).join("")).to.deep.equal([0, 0]);
     expect(lines("npm.log")).to.have.length(1);
     expect(locks()).to.deep.equal([]);
   });
 
   it("does an install again that was killed half way, and takes the lock over", async () => {
-    plan({ durationMs: 60_000 });
+    plan({ waitsFor: "nothing that comes" });
     const first = start(["src/program.ts", "exit", "0"]);
     await until("npm runs", () => lines("npm.log").length === 1 && locks().length === 1);
     process.kill(-(first.child.pid ?? 0), "SIGKILL");
@@ -174,7 +192,7 @@ describe("scripts/run.mjs", () => {
   });
 
   it("stops an install that is interrupted, and gives the lock back", async () => {
-    plan({ durationMs: 60_000 });
+    plan({ waitsFor: "nothing that comes" });
     const { child, ended } = start(["src/program.ts", "exit", "0"]);
     await until("npm runs", () => lines("npm.log").length === 1);
     process.kill(child.pid ?? 0, "SIGTERM");

@@ -20,7 +20,7 @@ const orders = "tradepost.order.v1.OrderService";
 /** Longer than any of these tests takes. */
 const neverMs = 600_000;
 /** Far longer than anything that a test waits for should take, however busy the machine. */
-const patienceMs = 5_000;
+const patienceMs = 15_000;
 
 describe("health", function () {
   this.timeout(2 * patienceMs);

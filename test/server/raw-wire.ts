@@ -77,6 +77,9 @@ export interface RawAnswer {
   readonly closed: boolean;
 }
 
+/** Far longer than any answer takes that comes at all (milliseconds). */
+const defaultListenMs = 10_000;
+
 /** What to do with a raw connection after its bytes are written. */
 export interface RawOptions {
   /** Write one byte at a time, each in its own packet as far as the kernel allows. */
@@ -85,8 +88,10 @@ export interface RawOptions {
   readonly reset?: boolean;
   /** Send FIN after writing. */
   readonly end?: boolean;
-  /** How long to listen for an answer before giving up (milliseconds). */
+  /** How long to listen for an answer before giving up (milliseconds). Default: ten seconds. */
   readonly listenMs?: number;
+  /** Listen no longer once these bytes have come: HTTP/2 connections stay open. */
+  readonly until?: Buffer;
   /** How much longer to listen once everything is written and an answer has begun (milliseconds). */
   readonly settleMs?: number;
 }
@@ -109,9 +114,10 @@ export function sendRaw(port: number, bytes: Uint8Array, options: RawOptions = {
         settling ??= setTimeout(() => finish(false), options.settleMs);
       }
     };
-    const timer = setTimeout(() => finish(false), options.listenMs ?? 1_000);
+    const timer = setTimeout(() => finish(false), options.listenMs ?? defaultListenMs);
     socket.on("data", (chunk) => {
       chunks.push(chunk);
+      if (options.until !== undefined && Buffer.concat(chunks).includes(options.until)) finish(false);
       settle();
     });
     socket.on("error", () => {});

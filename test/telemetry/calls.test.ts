@@ -1,6 +1,7 @@
 import { expect } from "chai";
 import { newAdmin, newCustomer, newOrder, newProduct } from "../support/factories.ts";
 import { readableMetrics } from "../support/metrics.ts";
+import { until } from "../support/process.ts";
 import { refusalOf } from "../support/refusals.ts";
 import { useServer } from "../support/server.ts";
 
@@ -41,9 +42,9 @@ describe("calls are measured", () => {
     // Only an order that is placed once the stream is there is told to it.
     while (!leaving.signal.aborted) await newOrder(customer, [[product, 1]]);
     await reading;
-    const deadline = Date.now() + 5_000;
-    while (Object.keys(await measured(method)).length === 0 && Date.now() < deadline)
-      await new Promise((resolve) => setTimeout(resolve, 10));
+    await until("the stream is measured", async () =>
+      Object.keys(await measured(method)).length > 0 ? true : undefined,
+    );
     expect(Object.values(await measured(method))).to.deep.equal([1]);
   });
 });

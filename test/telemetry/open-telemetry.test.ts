@@ -12,7 +12,8 @@ import { until, usePrograms } from "../support/process.ts";
 
 const log = pino({ level: "silent" });
 
-describe("telemetry", () => {
+describe("telemetry", function () {
+  this.timeout(60_000);
   const started: Telemetry[] = [];
   const servers: Server[] = [];
   const start = async (settings: Record<string, string>) => {
@@ -109,7 +110,8 @@ describe("telemetry", () => {
   });
 });
 
-describe("the service with METRICS_PORT", () => {
+describe("the service with METRICS_PORT", function () {
+  this.timeout(120_000);
   const { newFolder, runService } = usePrograms();
 
   it("shows what it has done, on loopback and not on its own port", async () => {

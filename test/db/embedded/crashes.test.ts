@@ -3,11 +3,14 @@ import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect } from "chai";
+import pino from "pino";
 import { parseProcessList } from "../../../src/db/embedded/leftovers.ts";
+import { signalProcess } from "../../../src/db/embedded/program.ts";
+import type { EmbeddedOptions } from "../../../src/db/embedded.ts";
 import { alive, connect, type Family, kill, type OtherServer, query, useEmbedded, waitUntil } from "./fixture.ts";
 
 describe("startEmbedded beside another process", function () {
-  this.timeout(30_000);
+  this.timeout(120_000);
   /** What a process left that was killed during its first start, and what the start after it made of that. */
   const firstStart = { leftBehind: [""], created: false, found: [""] };
   const embedded = useEmbedded(async (fixture) => {
@@ -30,8 +33,8 @@ describe("startEmbedded beside another process", function () {
     return { ...other, family: await embedded.family() };
   }
 
-  async function expectRowAfterStart(): Promise<void> {
-    const server = await embedded.start();
+  async function expectRowAfterStart(options: Partial<EmbeddedOptions> = {}): Promise<void> {
+    const server = await embedded.start(options);
     expect(await embedded.ownRows(server.url), "what was committed").to.deep.equal([{ n: embedded.value }]);
   }
 
@@ -50,8 +53,17 @@ describe("startEmbedded beside another process", function () {
 
   it("starts at once after its server was killed, while the old PostgreSQL is still going down", async () => {
     const other = await startOther();
+    const { postmaster } = other.family;
+    // Held, it does not go down before the start has come upon it.
+    process.kill(postmaster, "SIGSTOP");
     await kill(other.child);
-    await expectRowAfterStart();
+    const met: string[] = [];
+    const release = (line: string) => {
+      met.push(line);
+      process.kill(postmaster, "SIGCONT");
+    };
+    await expectRowAfterStart({ log: pino({ level: "warn" }, { write: release }) });
+    expect(met.join("")).to.contain("an earlier run left behind").and.contain(String(postmaster));
   });
 
   it("stops a PostgreSQL that was orphaned, and starts anew", async () => {
@@ -74,7 +86,7 @@ describe("startEmbedded beside another process", function () {
     await waitUntil("the backend computes", async () => (await query(other.url, isBusy)).length === 1);
     await killWithSupervisor(other);
     process.kill(other.family.postmaster, "SIGKILL");
-    await sleep(200);
+    await waitUntil("the others have ended", async () => (await alive(other.family.all)).length === 0);
     expect(await alive([backend]), "the backend").to.deep.equal([backend]);
     await expectRowAfterStart();
     expect(await alive([backend]), "the backend").to.deep.equal([]);
@@ -84,7 +96,8 @@ describe("startEmbedded beside another process", function () {
   it("recovers when every process was killed at once", async () => {
     const other = await startOther({ durable: true });
     other.child.kill("SIGKILL");
-    for (const pid of other.family.all) process.kill(pid, "SIGKILL");
+    // A child may leave by itself as soon as its postmaster is gone.
+    for (const pid of other.family.all) signalProcess(pid, "SIGKILL");
     await waitUntil("all have ended", async () => (await alive(other.family.all)).length === 0);
     expect(await readdir(join(embedded.dataDir, "data"))).to.include("postmaster.pid");
     await expectRowAfterStart();

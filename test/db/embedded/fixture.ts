@@ -18,9 +18,9 @@ import { processStartTime } from "../../../src/processes.ts";
 import { processesNaming, processTree } from "../../support/process.ts";
 
 const MODULE = new URL("../../../src/db/embedded.ts", import.meta.url).href;
-const WAIT_TIMEOUT_MS = 10_000;
+const WAIT_TIMEOUT_MS = 60_000;
 const POLL_INTERVAL_MS = 20;
-const CONNECT_TIMEOUT_MS = 5_000;
+const CONNECT_TIMEOUT_MS = 30_000;
 const run = promisify(execFile);
 
 /** A server of ours in another process: starts PostgreSQL, prints the URL or the error, and lives until its input ends. */

@@ -13,7 +13,7 @@ const ORDINARY_USER = { uid: 65534, gid: 65534 };
 
 // These cases are about giving rights up, which only root can do.
 (IS_ROOT ? describe : describe.skip)("startEmbedded for root", function () {
-  this.timeout(30_000);
+  this.timeout(120_000);
   const embedded = useEmbedded((fixture) => fixture.start({ asRoot: "account" }));
 
   const relocationRoot = () => join(embedded.dir, "elsewhere");
