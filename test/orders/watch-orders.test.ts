@@ -20,6 +20,7 @@ import {
   paymentOf,
   present,
 } from "../support/factories.ts";
+import { until } from "../support/process.ts";
 import { refusalOf } from "../support/refusals.ts";
 import { useServer } from "../support/server.ts";
 import { expectWithin } from "../support/timing.ts";
@@ -306,6 +307,9 @@ describe("two that begin to watch at once", () => {
     const [admin, ada] = await Promise.all([newAdmin(server), newCustomer(server)]);
     const { id } = await newOrder(ada, [[await newProduct(admin), 1]]);
     const { orders, orderFeed, db } = server.deps;
+    await until("both begin after the order was placed", async () =>
+      (await orders.readChanges({ xact: 0n, id: 0n }, 1, undefined)).length === 1 ? true : undefined,
+    );
     const look = orders.feedPosition.bind(orders);
     const change = Promise.withResolvers<void>();
     const looks = sinon.stub(orders, "feedPosition").callThrough();
@@ -316,7 +320,8 @@ describe("two that begin to watch at once", () => {
     const leave = new AbortController();
     const [late, early] = [1, 2].map(() => orderFeed.watch(undefined, undefined, leave.signal).next());
     await looks.secondCall.returnValue;
-    // As another replica does it: nobody here is told.
+    // As another replica does it: nobody here is told at once.
+    orders.onChange = () => {};
     await inTransaction(db, (transaction) => orders.setPaymentState(id, "PENDING", new Date(), transaction));
     change.resolve();
     await looks.firstCall.returnValue;
