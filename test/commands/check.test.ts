@@ -23,6 +23,7 @@ import {
 } from "../support/factories.ts";
 import { type Ended, processesNaming, until, usePrograms } from "../support/process.ts";
 import { useServer } from "../support/server.ts";
+import { lookBeside } from "../support/timing.ts";
 
 const PROGRAM = "src/commands/check.ts";
 const MINUTE_MS = 60_000;
@@ -75,23 +76,17 @@ describe("the check of a service's data", () => {
 
   it("sees one moment of a database in which orders are placed, paid and cancelled", async () => {
     const products = await Promise.all([1, 2, 3].map(() => newProduct(admin, { stock: 10_000 })));
-    let looks = 0;
-    const shop = async () => {
-      for (let i = 0; i < 15 || looks < 2; i++) {
+    const shop = async (mayEnd: () => boolean) => {
+      for (let i = 0; i < 15 || !mayEnd(); i++) {
         const order = await newOrder(customer, [[products[i % 3] ?? products[0], 1] as never]);
         if (i % 2 === 0) await customer.orders.cancelOrder({ orderId: order.id });
         else await customer.payments.processPayment(paymentOf(order));
       }
     };
-    let shopping = true;
-    const shops = Promise.all(Array.from({ length: 8 }, shop)).finally(() => {
-      shopping = false;
-    });
-    while (shopping) {
-      expect(await breachesOf(server.database)).to.deep.equal([]);
-      looks++;
-    }
-    await shops;
+    await lookBeside(
+      (mayEnd) => Promise.all(Array.from({ length: 8 }, () => shop(mayEnd))),
+      async () => expect(await breachesOf(server.database)).to.deep.equal([]),
+    );
   });
 });
 

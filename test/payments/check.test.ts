@@ -32,6 +32,7 @@ import {
 import { until } from "../support/process.ts";
 import { type TestServer, useServer } from "../support/server.ts";
 import { StripeServer } from "../support/stripe-server.ts";
+import { lookBeside } from "../support/timing.ts";
 
 const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
@@ -675,23 +676,18 @@ describe("the check beside a service at work", () => {
         await reverseCharges(server.deps);
       }
     };
-    let looks = 0;
-    let working = true;
-    const shops = Promise.all(
-      customers.map(async (customer) => {
-        do await shop(customer);
-        while (looks < 2);
-      }),
-    ).finally(() => {
-      working = false;
-    });
-    while (working) {
+    const shops = (mayEnd: () => boolean) =>
+      Promise.all(
+        customers.map(async (customer) => {
+          do await shop(customer);
+          while (!mayEnd());
+        }),
+      );
+    await lookBeside(shops, async () => {
       const { differences } = await askedOf(server);
       expect(differences.filter(({ underWay }) => !underWay)).to.deep.equal([]);
       expect((await faultsOf(server)).breaches).to.deep.equal({});
-      looks++;
-    }
-    await shops;
+    });
   });
 });
 
